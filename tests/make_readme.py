@@ -1,0 +1,51 @@
+"Write README.md from nbs/index.ipynb, without Quarto: `make_readme.py`; or only compare them: `make_readme.py --check`."
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = ("text/markdown", "text/plain")
+HIDDEN = re.compile(r"^#\|\s*(hide|export|exporti|default_exp)\b|^#\|\s*include:\s*false", re.M)
+
+def shown(cell):
+    "The cell as a reader of plain text sees it, or None."
+    source = cell.source.strip()
+    if cell.cell_type == "raw" or (cell.cell_type == "code" and HIDDEN.search(source)): return None
+    if cell.cell_type == "markdown":
+        cell.source = local_links(source)
+        return cell
+    cell.source = "" if re.search(r"^#\|\s*echo:\s*false", source, re.M) else re.sub(r"^#\|.*\n?", "", source, flags=re.M)
+    cell.outputs = [o for o in cell.outputs if plain(o)]
+    return cell if cell.source or cell.outputs else None
+
+def plain(output):
+    "Keep one text form of an output; a picture, and what only names one, has none."
+    if output.output_type == "stream": return output.name == "stdout"
+    if output.output_type == "error": return True
+    data = output.get("data", {})
+    if any(kind.startswith("image/") for kind in data): return False
+    best = next((kind for kind in TEXT if kind in data), None)
+    output.data = {best: data[best]} if best else {}
+    return best is not None
+
+def local_links(source):
+    "Links between pages start at nbs/, for a reader of README.md at the top of the tree."
+    return re.sub(r"\]\((?!https?:|#|mailto:|\.\./)([^)]+)\)", r"](nbs/\1)", source).replace("](../", "](")
+
+def readme(path):
+    "The Markdown text of a notebook."
+    nb = nbformat.read(path, as_version=4)
+    nb.cells = [c for c in map(shown, nb.cells) if c is not None]
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = re.sub(r"[ \t]+$", "", text, flags=re.M)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+def main(check):
+    text, path = readme(ROOT / "nbs/index.ipynb"), ROOT / "README.md"
+    if check and (not path.exists() or path.read_text(encoding="utf-8") != text): sys.exit("README.md is not what nbs/index.ipynb says: run `make readme`")
+    if not check: path.write_text(text, encoding="utf-8")
+
+if __name__ == "__main__": main("--check" in sys.argv[1:])
