@@ -6,9 +6,9 @@
 __all__ = ['SPLITS', 'SEED', 'STATIC_URL', 'STATIC_MD5', 'CHOICES', 'LAYOUT', 'KEYS', 'DOWNLOAD_ERRORS', 'BINARISATIONS',
            'Choice', 'order', 'get_digits', 'get_static_mnist', 'get_mnist', 'get_cifar10', 'get_svhn', 'Pictures',
            'get_omniglot', 'get_celeba', 'data_root', 'Origin', 'find', 'read_npz', 'check_images', 'check_labels',
-           'fetch', 'read', 'centre_crop', 'prepare_image', 'n_validation', 'split', 'default_choice', 'is_binary',
-           'prepared_arrays', 'pixel_checksum', 'write_prepared', 'prepare', 'publish', 'ImageSet', 'open_prepared',
-           'first', 'load', 'to_float', 'split_seed', 'binarise_fixed', 'check_binarisation', 'Splits',
+           'check_fit', 'fetch', 'read', 'centre_crop', 'prepare_image', 'n_validation', 'split', 'default_choice',
+           'is_binary', 'prepared_arrays', 'pixel_checksum', 'write_prepared', 'prepare', 'publish', 'ImageSet',
+           'open_prepared', 'first', 'load', 'to_float', 'split_seed', 'binarise_fixed', 'check_binarisation', 'Splits',
            'prepare_splits', 'gather']
 
 # %% ../nbs/10_data.ipynb #bf54ca4e
@@ -183,7 +183,7 @@ class Origin:
         return hashlib.sha256(json.dumps([LAYOUT, SEED, self.name, row, stat]).encode()).hexdigest()[:12]
 
 # %% ../nbs/10_data.ipynb #ce0e92f7
-LAYOUT = 2  # to be raised by hand when a prepared copy of the same source would come out different
+LAYOUT = 3  # to be raised by hand when a prepared copy of the same source would come out different
 
 # %% ../nbs/10_data.ipynb #cb468dd8
 def find(name: str|Path, # of the table, of an .npz in the root, or the path of an .npz
@@ -207,7 +207,7 @@ def read_npz(file: Path # an .npz
     "Read `x_train`, `x_test` and what else is known from an .npz."
     try:
         with np.load(file) as z: return {k: z[k] for k in KEYS if k in z.files}
-    except (OSError, EOFError, ValueError, AttributeError, zlib.error, zipfile.BadZipFile) as e:
+    except (OSError, TypeError, EOFError, ValueError, AttributeError, zlib.error, zipfile.BadZipFile) as e:
         objects = "allow_pickle" in str(e)
         raise InputError(f"{file} holds arrays of objects: all images must have one size, save uint8 arrays [N, H, W, C]" if objects else
                          f"{file} is damaged or no .npz ({e}): save it again with numpy.savez") from e
@@ -223,6 +223,7 @@ def check_images(arrays: dict, # arrays by name
         require(x.dtype == np.uint8, f"{k} of {where} is {x.dtype}: pixels must be uint8, 0…255")
         require(len(x.shape) == 4, f"{k} of {where} has shape {list(x.shape)}: it must be [N, H, W, C], grey images with C = 1")
         require(len(x) > 0, f"{k} of {where} is empty: every split needs at least one image")
+        require(min(x.shape[1:]) > 0, f"{k} of {where} has images without pixels, {list(x.shape[1:])}: save them again")
         same = tuple(x.shape[1:]) == tuple(arrays["x_train"].shape[1:])
         require(same, f"{k} of {where} has images {list(x.shape[1:])}, x_train {list(arrays['x_train'].shape[1:])}: they must have one size")
 
@@ -236,6 +237,18 @@ def check_labels(arrays: dict, # arrays by name
         n = len(arrays[f"x{k[1:]}"]) if f"x{k[1:]}" in arrays else 0
         fits = y.shape == (n,) and np.issubdtype(y.dtype, np.integer)
         require(fits, f"{k} of {where} is {y.dtype} {list(y.shape)}: labels must be {n} integers, one an image")
+
+# %% ../nbs/10_data.ipynb #2a6e1b49
+def check_fit(shape: tuple,   # height, width, channels as they come
+              origin: Origin, # which set
+              where: str      # the file or the source, for the message
+             ) -> None:
+    "Raise `InputError` unless the row of the table can be applied to images of this shape."
+    (h, w, c), name = shape, origin.name
+    row = origin.row or Choice(channels=c if c in (1, 3) else 1)
+    require(c == row.channels, f"images of {where} have {c} channels, {name} has {row.channels}: save them as [N, H, W, C], channels last")
+    fits = round(w * row.crop) <= h if row.crop else h == w or row.size is None
+    require(fits, f"images of {where} are {h}×{w}: the {row.size}×{row.size} images of {name} cannot be made of them, pass square ones")
 
 # %% ../nbs/10_data.ipynb #42e91c58
 DOWNLOAD_ERRORS = (OSError, RuntimeError, ImportError, EOFError, http.client.HTTPException, zipfile.BadZipFile, tarfile.TarError)
@@ -258,11 +271,9 @@ def read(origin: Origin, # which set
     "The arrays of a set as they come, checked."
     arrays, where = (read_npz(origin.file), str(origin.file)) if origin.file else (fetch(origin, root), f"the source of {origin.name}")
     check_images(arrays, where); check_labels(arrays, where)
-    h, w, c = arrays["x_train"].shape[1:]
-    row = origin.row or Choice(channels=c if c in (1, 3) else 1)
-    require(c == (row.channels or c), f"images of {where} have {c} channels, {origin.name} has {row.channels}: save them as [N, H, W, C], channels last")
-    square = h == w or row.crop or not row.size
-    require(square, f"images of {where} are {h}×{w}: {origin.name} is resized to {row.size}×{row.size}, so they must be square")
+    enough = len(arrays["x_train"]) > 1 or "x_valid" in arrays
+    require(enough, f"x_train of {where} is one image: without x_valid it needs at least two, one of them to validate")
+    check_fit(arrays["x_train"].shape[1:], origin, where)
     return arrays
 
 # %% ../nbs/10_data.ipynb #ed691065
@@ -295,11 +306,10 @@ def n_validation(n: int, # training images of the source
 # %% ../nbs/10_data.ipynb #5b8020df
 def split(arrays: dict, # images, perhaps labels, by name
           wanted: int   # validation images the table asks for
-         ) -> dict:     # the index of each split: the array it comes from, and which of its images
+         ) -> dict:     # for each split: the part it comes from, and which of its images
     "Which images train, validate and test."
     n = len(arrays["x_train"]); test = ("test", order(len(arrays["x_test"])))
     if "x_valid" in arrays: return dict(train=("train", order(n)), valid=("valid", order(len(arrays["x_valid"]))), test=test)
-    require(n > 1, "x_train holds one image: without x_valid it needs at least two, one of them to validate")
     i, v = order(n), n_validation(n, wanted)
     return dict(train=("train", i[v:]), valid=("train", i[:v]), test=test)
 
@@ -329,7 +339,7 @@ def prepared_arrays(arrays: dict, # as they come, by name
     return out
 
 # %% ../nbs/10_data.ipynb #6628549a
-def pixel_checksum(splits: Iterable[np.ndarray] # train, valid and test, uint8 [N, C, H, W]
+def pixel_checksum(splits: Iterable[np.ndarray|Tensor] # train, valid and test, uint8 [N, C, H, W]
                   ) -> str: # 64 hexadecimal digits
     "SHA-256 of the prepared pixels and their shapes: equal exactly when all images are."
     h = hashlib.sha256()
@@ -347,7 +357,8 @@ def write_prepared(origin: Origin, # which set
     out = prepared_arrays(arrays, choice)
     for k, a in out.items(): np.save(work / f"{k}.npy", a)
     meta = dict(name=origin.name, origin=str(origin.file or "source"), choice=asdict(replace(choice, source=None)),
-                checksum=pixel_checksum(out[f"x_{s}"] for s in SPLITS), bytes={k: (work / f"{k}.npy").stat().st_size for k in out})
+                checksum=pixel_checksum(out[f"x_{s}"] for s in SPLITS),
+                bytes={k: (work / f"{k}.npy").stat().st_size for k in out}, shapes={k: a.shape for k, a in out.items()})
     (work / "meta.json").write_text(json.dumps(meta, indent=1))
 
 # %% ../nbs/10_data.ipynb #649cdb73
@@ -402,6 +413,7 @@ def open_prepared(folder: Path,   # a prepared copy
         for k, size in meta["bytes"].items():
             if (folder / f"{k}.npy").stat().st_size != size: raise ValueError(f"{k}.npy is not {size} bytes long")
         tensors = {k: torch.from_numpy(np.load(folder / f"{k}.npy", mmap_mode="c")) for k in meta["bytes"]}
+        if {k: list(t.shape) for k, t in tensors.items()} != meta["shapes"]: raise ValueError("arrays of another shape")
         return ImageSet(meta["name"], **{k: tensors.get(k) for k in KEYS}, checksum=meta["checksum"], choice=row or Choice(**meta["choice"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
         raise InputError(f"the prepared copy {folder} is damaged ({e}): delete this folder, it will be made again") from e

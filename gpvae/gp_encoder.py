@@ -24,8 +24,8 @@ class LayerNormalised(nn.Module):
 
 # %% ../nbs/40_gp_encoder.ipynb #dc2b731f
 class Standardised(nn.Module):
-    "ψ = (φ − running mean) / running sd / √H, per feature; the estimates follow the training batches."
-    def __init__(self, h_dim: int, momentum: float = 0.05, eps: float = 1e-3):
+    "ψ = (φ − mean) / √(variance + eps · mean variance) / √H, per feature; running estimates follow the training batches."
+    def __init__(self, h_dim: int, momentum: float = 0.05, eps: float = 0.01):
         super().__init__()
         self.momentum, self.eps = momentum, eps
         for name, value in (("mean", torch.zeros(h_dim)), ("square", torch.zeros(h_dim)), ("weight", torch.zeros(()))): self.register_buffer(name, value)
@@ -40,8 +40,8 @@ class Standardised(nn.Module):
         if self.training: self.update(phi)
         weight = self.weight.clamp(min=1e-12)
         mean = self.mean / weight
-        sd = torch.where(self.weight > 0, (self.square / weight - mean.square()).clamp(min=0), torch.ones_like(mean)).sqrt()
-        return (phi - mean) / (sd + self.eps) / math.sqrt(phi.shape[1])
+        var = torch.where(self.weight > 0, (self.square / weight - mean.square()).clamp(min=0), torch.ones_like(mean))
+        return (phi - mean) * torch.rsqrt((var + self.eps * var.mean() + 1e-12) * phi.shape[1])
 
 # %% ../nbs/40_gp_encoder.ipynb #45ece2eb
 FEATURES = {"layernorm": LayerNormalised, "standardised": Standardised, "raw": lambda h_dim: nn.Identity()}

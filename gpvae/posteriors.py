@@ -8,12 +8,13 @@ __all__ = ['Posterior', 'log_normal', 'gaussian_kl', 'randn', 'DiagonalGaussian'
 # %% ../nbs/28_posteriors.ipynb #660be319
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 # %% ../nbs/28_posteriors.ipynb #6eca37f3
+@runtime_checkable
 class Posterior(Protocol):
     "q(z|x) for a batch of B images; every encoder returns one."
     @property
@@ -23,10 +24,10 @@ class Posterior(Protocol):
     def kl(self) -> Float[Tensor, "B"]|None: ...
 
 # %% ../nbs/28_posteriors.ipynb #dcfc03f8
-def log_normal(z: Float[Tensor, "*S Z"],                # where to evaluate
-               mu: Float[Tensor, "*B Z"]|float = 0.,    # mean
-               log_sigma: Float[Tensor, "*B Z"]|None = None # log standard deviation; None means 0
-              ) -> Float[Tensor, "*S"]:                 # nats, summed over latents
+def log_normal(z: Float[Tensor, "*#S Z"],                # where to evaluate; broadcast against mu and log_sigma
+               mu: Float[Tensor, "*#S Z"]|float = 0.,    # mean
+               log_sigma: Float[Tensor, "*#S Z"]|None = None # log standard deviation; None means 0
+              ) -> Float[Tensor, "*#S"]:                 # nats, summed over latents
     "Log-density of a diagonal Gaussian (@eq-normal); the prior p(z) by default."
     e = z - mu
     log_det = 0. if log_sigma is None else log_sigma.sum(-1)

@@ -25,7 +25,7 @@ import platformdirs
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 import gpvae
 from .checks import InputError, choose, require
 from .data import ImageSet, Splits, check_binarisation, load, prepare_splits, to_float
@@ -75,6 +75,8 @@ BUDGETS = {
     "smoke": Settings(n_train=2000, n_valid=500, n_test=1000, hidden=(200, 200), epochs=100, checkpoint_seconds=1.),
     "cpu":   Settings(),
     "paper": Settings(n_train=None, n_valid=None, lr=5e-4, epochs=2000, patience=100, checkpoint_seconds=30.),
+    "published": Settings(n_train=None, n_valid=None, hidden=(400,), batch_size=100, milestones=(200, 350, 500, 750, 1000), lr_factor=10 ** -0.2,
+                          kl_warmup=0, epochs=2000, patience=60, k=200),
 }
 
 # %% ../nbs/80_run.ipynb #dec49e4c

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .checks import InputError, require
 from .data import gather, to_float
 from .vae import VAE

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from .checks import require
 from .posteriors import DiagonalGaussian, Posterior, log_normal
 
 # %% ../nbs/30_vae.ipynb #d38cad54
@@ -51,7 +52,9 @@ class VAE(nn.Module):
     def log_joint(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         return self.log_px_z(x, z) + log_normal(z)
 
-    def posterior(self, x: Tensor) -> Posterior: return self.encoder(x, partial(self.log_joint, x))
+    def posterior(self, x: Tensor) -> Posterior:
+        require(len(x) > 0, "a batch of no images has no posterior: pass at least one image")
+        return self.encoder(x, partial(self.log_joint, x))
 
     def terms(self, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> ElboTerms:
         q = self.posterior(x)

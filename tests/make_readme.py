@@ -39,6 +39,7 @@ def readme(path):
     "The Markdown text of a notebook."
     nb = nbformat.read(path, as_version=4)
     nb.cells = [c for c in map(shown, nb.cells) if c is not None]
+    nb.metadata.language_info = {"name": "python"}
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"[ \t]+$", "", text, flags=re.M)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

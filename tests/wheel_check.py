@@ -1,17 +1,21 @@
-"The package as a user installs it: built from the tree, in an environment with its run-time dependencies only, where it trains and evaluates."
-import hashlib
+"The package as a user installs it: a wheel built from the tree, in an environment with its run-time dependencies only, where it trains and evaluates."
+import ast
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import venv
 import zipfile
+from configparser import ConfigParser
+from importlib.metadata import distribution, distributions, packages_distributions
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".make/wheel"  # kept: only a change of the requirements fills it anew
 TOOLS = "nbdev fastcore execnb papermill IPython ipykernel jupyter_core jupyter_client nbformat nbconvert nbclient traitlets beartype".split()
 IMPORT_ALL = """
 import importlib, importlib.util, pathlib, pkgutil, sys, gpvae
@@ -30,7 +34,8 @@ def build(work):
     src = work / "src"
     shutil.copytree(ROOT / "gpvae", src / "gpvae", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "settings.ini", "README.md", "LICENSE"): shutil.copy(ROOT / name, src)
-    sh(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", work, src, stdout=subprocess.DEVNULL)
+    built = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", work, src], capture_output=True, text=True)
+    if built.returncode: sys.exit(built.stdout + built.stderr)
     return next(work.glob("*.whl"))
 
 def check_files(wheel):
@@ -39,15 +44,37 @@ def check_files(wheel):
     have = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert want == have, f"missing from the wheel: {sorted(want - have)}; only there: {sorted(have - want)}"
 
-def environment(wheel):
-    "Install the wheel; its dependencies only when they changed."
-    key = hashlib.sha256(b"".join((ROOT / n).read_bytes() for n in ("settings.ini", "constraints.txt")) + sys.version.encode()).hexdigest()
-    stamp, python = VENV / ".ready", VENV / "bin/python"
-    fresh = not stamp.exists() or stamp.read_text() != key
-    if fresh: venv.create(VENV, clear=True, with_pip=True)
-    how = ["-c", ROOT / "constraints.txt"] if fresh else ["--no-deps", "--force-reinstall"]
-    sh(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *how, wheel)
-    stamp.write_text(key)
+def check_requirements():
+    "What the modules import at their top is named in settings.ini; what they need only in one place is imported there."
+    trees = [ast.parse(p.read_text(encoding="utf-8")) for p in (ROOT / "gpvae").rglob("*.py")]
+    nodes = [n for tree in trees for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom)) and not getattr(n, "level", 0)]
+    used = {name.split(".")[0] for n in nodes for name in ([n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names])}
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    named = {re.match(r"[\w-]+", r)[0].lower() for r in parser["DEFAULT"]["requirements"].split()}
+    owners = packages_distributions()
+    lost = sorted(u for u in used - set(sys.stdlib_module_names) - {"gpvae"} if not named & {d.lower() for d in owners.get(u, [])})
+    assert not lost, f"imported, but not among the requirements of settings.ini: {lost}"
+
+def closure(dist):
+    "The installed distributions that `dist` needs, directly and through others, without extras."
+    found, todo = {}, list(map(Requirement, dist.requires or []))
+    while todo:
+        r = todo.pop()
+        if r.name.lower() in found or (r.marker and not r.marker.evaluate({"extra": ""})): continue
+        found[r.name.lower()] = needed = distribution(r.name)
+        todo += map(Requirement, needed.requires or [])
+    return found.values()
+
+def environment(wheel, home):
+    "A new environment: the wheel, and links to what it needs by its own metadata; the same files that pip would copy, in no time."
+    venv.create(home)
+    python = home / "bin/python"
+    sh(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", wheel)
+    site = next(home.glob("lib/python*/site-packages"))
+    for dist in closure(next(iter(distributions(name="gpvae", path=[str(site)])))):
+        for name in {f.parts[0] for f in dist.files} - {"..", "__pycache__"}:
+            if not (site / name).exists(): (site / name).symlink_to(Path(dist.locate_file(name)).absolute())
     return python
 
 def train(python, work):
@@ -61,7 +88,8 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         wheel = build(Path(tmp))
         check_files(wheel)
-        python = environment(wheel)
+        check_requirements()
+        python = environment(wheel, Path(tmp) / "venv")
         sh(python, "-c", IMPORT_ALL.format(tools=TOOLS), cwd=tmp)
         train(python, Path(tmp))
 

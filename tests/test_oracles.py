@@ -1,0 +1,301 @@
+"Facts with a known answer: exact likelihoods, a vanishing covariance, two views of one process, moments. All in float64."
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gpvae.gp_encoder import RandomLinear, marginal
+from gpvae.iwae import RunningWeights, ess, estimate_batch, evaluate, iwae
+from gpvae.likelihoods import Bernoulli, Gaussian
+from gpvae.posteriors import DiagonalGaussian, GaussianMixture, gaussian_kl, log_normal
+from gpvae.vae import VAE, AmortizedEncoder
+from toys import F64, SHAPE, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model, binary_images, gp_encoder, perturb, seeded
+
+def close(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+
+# --- 1. linear-Gaussian decoder -----------------------------------------------------------------------------------------------
+
+def test_exact_posterior_has_constant_weights():
+    lg = LinearGaussian()
+    x = lg.images(5)
+    model = lg.model(lg.exact)
+    z, log_qz_x = model.posterior(x).rsample_and_log_prob(50, seeded())
+    close(model.log_joint(x, z) - log_qz_x, lg.log_px(x).expand(50, -1))
+
+def test_exact_diagonal_posterior_has_constant_weights():
+    lg = LinearGaussian(orthogonal=True)
+    assert abs(lg.cov[0, 1]) < 1e-12 and lg.cov[0, 0] < 0.9 * lg.cov[1, 1]
+    x = lg.images(5)
+    model = lg.model(lambda x: lg.rough(x, shift=0, width=1))
+    q = model.posterior(x)
+    z, log_qz_x = q.rsample_and_log_prob(50, seeded())
+    close(model.log_joint(x, z) - log_qz_x, lg.log_px(x).expand(50, -1))
+    close(q.log_prob(z), log_qz_x)
+    r = estimate_batch(model, x, 50)
+    close(r.iwae, lg.log_px(x)); close(r.elbo, lg.log_px(x)); close(r.ess, torch.full_like(r.ess, 50))
+
+def test_elbo_is_the_likelihood_less_the_gap():
+    lg = LinearGaussian()
+    x = lg.images(1000)
+    model = lg.model(lg.rough)
+    exact = lg.log_px(x) - lg.gap(x, lg.rough(x))
+    with torch.no_grad():
+        assert_zero(model.elbo(x, 20, seeded()) - exact)
+        assert_zero(estimate_batch(model, x, 20, generator=seeded(1)).elbo - exact)
+
+def test_bounds_are_ordered():
+    lg = LinearGaussian()
+    x = lg.images(4000)
+    model = lg.model(lg.rough)
+    with torch.no_grad(): r5, r100 = (estimate_batch(model, x, k, rows=400_000, generator=seeded(k)) for k in (5, 100))
+    assert_positive(r5.iwae - r5.elbo)
+    assert_positive(r100.iwae - r5.iwae)
+    assert_positive(lg.log_px(x) - r100.iwae)
+
+def test_iwae_reaches_the_likelihood():
+    lg = LinearGaussian()
+    x = lg.images(20)
+    with torch.no_grad(): r = estimate_batch(lg.model(lg.rough), x, 20_000, rows=40_000, generator=seeded())
+    error = r.iwae - lg.log_px(x)
+    assert error.abs().max() < 0.05
+    assert_zero(error, errors=4)
+
+def test_inflation_is_of_the_variance():
+    lg = LinearGaussian(orthogonal=True)
+    x = lg.images(5)
+    half = lg.model(lambda x: lg.rough(x, shift=0, width=0.5 ** 0.5))
+    close(estimate_batch(half, x, 10, inflation=2.).iwae, lg.log_px(x))
+
+# --- sums, not means: likelihoods, densities and KLs against torch.distributions -------------------------------------------------
+
+def test_bernoulli_sums_over_pixels():
+    eta, x = torch.randn(3, 4, 6, generator=seeded(), dtype=F64), binary_images(4, (6,))
+    close(Bernoulli().log_px_z(eta, x), torch.distributions.Bernoulli(logits=eta).log_prob(x).sum(-1))
+
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_gaussian_sums_over_pixels(per_pixel):
+    likelihood = perturb(Gaussian(6, per_pixel).double(), 0.5)
+    eta, x = torch.randn(3, 4, 6, generator=seeded(), dtype=F64), torch.rand(4, 6, generator=seeded(1), dtype=F64)
+    close(likelihood.log_px_z(eta, x), torch.distributions.Normal(eta, likelihood.scale).log_prob(x).sum(-1))
+
+def test_normal_and_its_kl():
+    z, mu, log_sigma = (torch.randn(s, 4, 3, generator=seeded(s), dtype=F64) for s in (5, 1, 2))
+    mu, log_sigma = mu[0], 0.5 * log_sigma[0]
+    q = torch.distributions.Normal(mu, log_sigma.exp())
+    close(log_normal(z, mu, log_sigma), q.log_prob(z).sum(-1))
+    close(gaussian_kl(mu, log_sigma), torch.distributions.kl_divergence(q, torch.distributions.Normal(0., 1.)).sum(-1))
+
+def test_mixture_density_and_samples():
+    mu, log_sigma = torch.randn(3, 2, 2, generator=seeded(), dtype=F64), 0.3 * torch.randn(3, 2, 2, generator=seeded(1), dtype=F64)
+    log_pi = torch.log(torch.tensor([[0.2, 0.6], [0.5, 0.3], [0.3, 0.1]], dtype=F64))
+    q = GaussianMixture(mu, log_sigma, log_pi)
+    components = torch.distributions.Independent(torch.distributions.Normal(mu.transpose(0, 1), log_sigma.exp().transpose(0, 1)), 1)
+    exact = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=log_pi.T), components)
+    z, log_qz_x = q.rsample_and_log_prob(20_000, seeded())
+    close(log_qz_x, exact.log_prob(z)); close(q.mean, exact.mean)
+    assert_zero((z - exact.mean)[:, 0, 0]); assert_zero(((z - exact.mean).square() - exact.variance)[:, 1, 1])
+
+# --- importance weights, in chunks and at once ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_running_weights_equal_the_direct_sums(chunk):
+    log_w = 3 * torch.randn(100, 5, generator=seeded(), dtype=F64) - 900
+    running = RunningWeights(5, log_w.device)
+    for part in log_w.split(chunk): running.add(part)
+    r, w = running.result(), torch.exp(log_w + 900)
+    close(r.elbo, log_w.mean(0)); close(r.iwae, w.mean(0).log() - 900); close(r.ess, w.sum(0) ** 2 / w.square().sum(0), 1e-9)
+
+def test_direct_sums():
+    log_w = 3 * torch.randn(100, 5, generator=seeded(), dtype=F64) - 900
+    w = torch.exp(log_w + 900)
+    close(iwae(log_w), w.mean(0).log() - 900); close(ess(log_w), w.sum(0) ** 2 / w.square().sum(0), 1e-9)
+    close(ess(torch.zeros(7, 2, dtype=F64)), torch.full((2,), 7., dtype=F64))
+
+def test_rows_bound_the_memory_and_do_not_change_the_numbers():
+    lg = LinearGaussian()
+    x, sizes = lg.images(16), []
+    model = lg.model(lg.rough)
+    model.decoder.register_forward_hook(lambda module, args, out: sizes.append(out.shape[:-1].numel()))
+    whole, parts = (estimate_batch(model, x, 40, rows=rows, generator=seeded()) for rows in (10_000, 100))
+    assert sizes == [640] + 6 * [96] + [64]
+    for a, b in zip(whole, parts): close(a, b)
+
+def test_each_batch_is_encoded_once():
+    lg, calls = LinearGaussian(), []
+    x = (255 * torch.rand(50, *SHAPE, generator=seeded())).byte()
+    evaluate(lg.model(lambda x: calls.append(len(x)) or lg.rough(x)), x, k=30, binarisation="none", batch_size=20, rows=40)
+    assert calls == [20, 20, 10]
+
+@pytest.mark.parametrize("batch_size", [1, 64, 1000])
+def test_evaluation_drops_nothing_and_keeps_the_order(batch_size):
+    lg, done = LinearGaussian(), []
+    x = (255 * torch.rand(130, *SHAPE, generator=seeded())).byte()
+    r = evaluate(lg.model(lg.exact), x, k=3, binarisation="none", batch_size=batch_size, progress=done.append)
+    assert sum(done) == len(r.iwae) == len(r.elbo) == len(r.ess) == 130
+    torch.testing.assert_close(r.iwae, lg.log_px(x / 255), rtol=1e-5, atol=1e-4)
+
+def test_evaluation_is_seeded():
+    lg = LinearGaussian()
+    x = (255 * torch.rand(30, *SHAPE, generator=seeded())).byte()
+    a, b, c = (evaluate(lg.model(lg.rough), x, 5, "none", seed=s).iwae for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+def test_nan_stays_in_its_image():
+    lg = LinearGaussian()
+    x = lg.images(6)
+    x[2, 0, 0, 0] = math.nan
+    r = estimate_batch(lg.model(lg.rough), x, 10)
+    for column in r: assert column.isnan().nonzero().flatten().tolist() == [2]
+    assert r.iwae.mean().isnan()
+
+# --- 2. no variance: the VAE with the heads b + M ψ, c + A ψ ------------------------------------------------------------------------
+
+class WithFeatures(nn.Module):
+    "φ(x) and ψ(x) side by side, as the features of a plain VAE."
+    def __init__(self, encoder): super().__init__(); self.encoder = encoder
+    def forward(self, x): phi = self.encoder.trunk(x); return torch.cat([phi, self.encoder.features(phi)], 1)
+
+def as_vae_encoder(encoder, h_dim):
+    "The amortized encoder whose linear heads hold the GP encoder's means."
+    vae = AmortizedEncoder(WithFeatures(encoder), 2 * h_dim, encoder.b.out_features).double()
+    with torch.no_grad():
+        for head, base, random in ((vae.b, encoder.b, encoder.W), (vae.c, encoder.c, encoder.U)):
+            head.weight.copy_(torch.cat([base.weight, random.mean], 1)); head.bias.copy_(base.bias)
+    return vae
+
+def shrink(encoder):
+    "Σ = 0 to rounding, whatever the covariance's kind."
+    for layer in (encoder.W, encoder.U):
+        for name, p in layer.cov.named_parameters(): p.data.fill_(0. if name == "lower" else -80.)
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "none"])
+@pytest.mark.parametrize("mode", ["train", "mean", "marginal", "mixture"])
+def test_without_variance_it_is_a_vae(mode, covariance):
+    encoder = gp_encoder(covariance=covariance, features="standardised", mode="mean" if mode == "train" else mode)
+    x = binary_images(6)
+    encoder.train()(binary_images(50, seed=5)) # lets the running moments of the features start
+    shrink(encoder)
+    vae = as_vae_encoder(encoder, 4).eval()
+    expected = vae(x)
+    if mode == "train": # training moves the running moments: compare after freezing them
+        encoder.train(); encoder.features.eval(); q = encoder(x)
+    else: q = encoder.eval()(x)
+    for mu, log_sigma in zip(q.mu.reshape(-1, 6, Z), q.log_sigma.reshape(-1, 6, Z)):
+        close(mu, expected.mu, 1e-12); close(log_sigma, expected.log_sigma, 1e-12)
+    if mode in ("mean", "marginal"):
+        terms, other = (bernoulli_model(e).eval().terms(x, 3, seeded()) for e in (encoder, vae))
+        close(terms.elbo(), other.elbo(), 1e-12)
+
+# --- 3. weight space and function space ---------------------------------------------------------------------------------------------
+
+def features(n, h_dim, seed=0): return torch.randn(n, h_dim, generator=seeded(seed), dtype=F64)
+
+def covariance_of(layer, psi):
+    "[Z, B, B], the exact covariance of W ψ over a batch, from the images of the unit vectors."
+    H = psi.shape[1]
+    unit = torch.eye(H, dtype=F64)[:, None].expand(H, len(layer.mean), H)
+    f = layer.cov.colour(unit) @ psi.T
+    return torch.einsum("kza,kzb->zab", f, f)
+
+def at_the_prior(layer, alpha):
+    "Prior and posterior of the weights are both N(0, alpha² I), to float64."
+    for p in (layer.log_prior, layer.cov.log_scale if hasattr(layer.cov, "log_scale") else layer.cov.log_diag): p.data.fill_(math.log(alpha))
+    return layer
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_prior_covariance_is_the_kernel(covariance):
+    alpha, psi = 0.7, features(6, 4)
+    layer = at_the_prior(RandomLinear(4, Z, covariance).double(), alpha)
+    kernel = alpha**2 * psi @ psi.T
+    close(covariance_of(layer, psi), kernel.expand(Z, -1, -1), 1e-12)
+    close(layer.cov.var(psi), kernel.diagonal()[:, None].expand(-1, Z), 1e-12)
+    assert abs(layer.kl()) < 1e-12
+    f = layer.sample(40_000, seeded()) @ psi.T
+    for i, j in ((0, 0), (0, 1), (2, 5)): assert_zero((f[..., i] * f[..., j] - kernel[i, j])[:, 0])
+    assert_zero(f[:, 0, 0] * f[:, 1, 0]) # outputs are independent
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_variance_agrees_with_samples_and_covariance(covariance):
+    layer, psi = perturb(RandomLinear(4, Z, covariance, init_scale=0.3).double(), 0.4), features(6, 4)
+    close(layer.cov.var(psi), covariance_of(layer, psi).diagonal(dim1=1, dim2=2).T, 1e-12)
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_weight_kl_is_that_of_gaussians(covariance):
+    layer = perturb(RandomLinear(4, 3, covariance, prior_scale=0.6, learn_prior_scale=True, init_scale=0.3).double(), 0.4)
+    cov = covariance_of(layer, torch.eye(4, dtype=F64))
+    q = torch.distributions.MultivariateNormal(layer.mean, cov)
+    p = torch.distributions.MultivariateNormal(torch.zeros_like(layer.mean), torch.diag_embed(torch.exp(2 * layer.log_prior)[:, None].expand(-1, 4)))
+    close(layer.kl(), torch.distributions.kl_divergence(q, p).sum())
+
+def test_objective_divides_the_weight_kl():
+    encoder = gp_encoder(temperature=4.)
+    expected = (encoder.W.kl() + encoder.U.kl()) / (4 * 50)
+    close(bernoulli_model(encoder).weight_kl_per_image(50), expected)
+
+def test_the_mean_trains_the_trunk_and_the_variance_does_not():
+    x, grads = binary_images(6), {}
+    for detach in (True, False):
+        encoder = gp_encoder(detach_variance=detach)
+        for name in ("f_mean", "f_var", "g_mean", "g_var"):
+            value = getattr(encoder.functions(x), name).sum()
+            grads[detach, name] = torch.autograd.grad(value, next(encoder.trunk.parameters()), allow_unused=True)[0]
+    for name in ("f", "g"):
+        assert torch.equal(grads[True, f"{name}_mean"], grads[False, f"{name}_mean"])
+        assert grads[True, f"{name}_var"] is None and grads[False, f"{name}_var"].abs().max() > 0
+
+def test_training_noise_has_the_variance_of_the_functions():
+    encoder = gp_encoder().train()
+    x = binary_images(1).expand(20_000, -1, -1, -1)
+    torch.manual_seed(0)
+    r, q = encoder.functions(x[:1]), encoder(x)
+    for mean, var, value in ((r.f_mean, r.f_var, q.mu), (r.g_mean, r.g_var, q.log_sigma)):
+        assert_zero(value[:, 0] - mean[0, 0]); assert_zero((value[:, 1] - mean[0, 1]).square() - var[0, 1])
+
+# --- 4. marginal and mixture ----------------------------------------------------------------------------------------------------------
+
+def test_marginal_moments_are_those_of_the_mixture():
+    encoder = gp_encoder()
+    x, K = binary_images(3), 100_000
+    b, c, psi = encoder.heads(x)
+    f, g = b + psi @ encoder.W.sample(K, seeded(0)).mT, c + psi @ encoder.U.sample(K, seeded(1)).mT
+    z = f + g.exp() * torch.randn(f.shape, generator=seeded(2), dtype=F64)
+    q = marginal(encoder.functions(x))
+    for i in range(3):
+        for j in range(Z):
+            assert_zero((z - q.mu)[:, i, j], 4.5)
+            assert_zero(((z - q.mu).square() - torch.exp(2 * q.log_sigma))[:, i, j], 4.5)
+
+def test_parts_of_the_marginal_variance_matter():
+    r = gp_encoder().functions(binary_images(3))
+    assert (r.f_var > 0.02).all() and (r.g_var > 0.02).all()
+
+def test_mixture_components_are_draws_of_the_functions():
+    encoder = gp_encoder(n_mixture=20_000, mode="mixture").eval()
+    x = binary_images(2)
+    q, r = encoder(x), encoder.functions(x)
+    for mean, var, value in ((r.f_mean, r.f_var, q.mu), (r.g_mean, r.g_var, q.log_sigma)):
+        assert_zero((value - mean)[:, 0, 0]); assert_zero(((value - mean).square() - var)[:, 1, 1])
+    close(q.log_pi.exp().sum(0), torch.ones(2, dtype=F64))
+
+def trained(model, x, steps=100):
+    "A few steps towards the bound, enough for a decoder that uses its latents."
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    torch.manual_seed(0)
+    for _ in range(steps):
+        loss = -model.train().elbo(x).mean() + model.weight_kl_per_image(len(x))
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+    return model.eval()
+
+def test_mixture_bound_is_above_its_components():
+    x = binary_images(64)
+    model = trained(bernoulli_model(gp_encoder(mode="mixture", n_mixture=5, init_scale=1.)), x)
+    repeats = x.repeat(8, 1, 1, 1)
+    with torch.no_grad():
+        q = model.posterior(repeats)
+        components = [DiagonalGaussian(mu, log_sigma) for mu, log_sigma in zip(q.mu, q.log_sigma)]
+        of_one = torch.stack([VAE(Call(lambda x, c=c: c), model.decoder, model.likelihood).elbo(repeats, 40, seeded(i)) for i, c in enumerate(components)]).mean(0)
+        of_all = model.elbo(repeats, 200, seeded(9))
+    gain = (of_all - of_one).reshape(8, 64).mean(0)
+    assert_positive(gain, 5)
+    assert gain.mean() < math.log(5) # the most that the choice of a component can be worth
