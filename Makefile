@@ -68,7 +68,7 @@ notebooks: setup ## execute every page, within its time
 	@python tests/notebooks_check.py
 
 pytest: setup ## the tests
-	@mkdir -p .make; pytest -q --color=no tests | tee .make/pytest.log
+	@mkdir -p .make; pytest -q -rs --color=no tests | tee .make/pytest.log
 
 smoke: setup ## the result page of the embedded images, rendered into a temporary folder
 	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \

@@ -125,9 +125,9 @@ def uncertainty(r: RandomFunctions) -> Uncertainty:
     return Uncertainty(r.f_var.sum(-1), r.g_var.sum(-1), (r.f_var / r.marginal_var()).sum(-1))
 
 # %% ../nbs/40_gp_encoder.ipynb #5e6a5405
-def draw(r: RandomFunctions, generator: torch.Generator|None = None) -> DiagonalGaussian:
-    "q(z|x, f, g) for one draw of f and g an image: the training posterior."
-    noisy = lambda mean, var: mean + var.clamp(min=1e-30).sqrt() * randn(mean.shape, mean, generator)
+def draw(r: RandomFunctions, generator: torch.Generator|None = None, scale: float = 1.) -> DiagonalGaussian:
+    "q(z|x, f, g) for one draw of f and g an image, the training posterior; `scale` below 1 is a warm-up of the randomness."
+    noisy = lambda mean, var: mean + scale * var.clamp(min=1e-30).sqrt() * randn(mean.shape, mean, generator)
     return DiagonalGaussian(noisy(r.f_mean, r.f_var), noisy(r.g_mean, r.g_var))
 
 def at_mean(r: RandomFunctions) -> DiagonalGaussian:
@@ -155,18 +155,17 @@ class GPEncoder(nn.Module):
                  detach_variance: bool = True,       # cut the gradient of the variance into the trunk
                  mode: str = "marginal",             # test-time posterior: "mean", "marginal", "mixture"
                  n_mixture: int = 10):               # components of "mixture"
-        super().__init__()
-        require(min(prior_scale, init_scale, temperature) > 0, "prior_scale, init_scale and temperature must be positive")
+        super().__init__(); require(min(prior_scale, init_scale, temperature) > 0, "prior_scale, init_scale and temperature must be positive")
         self.mode = choose("test-time mode", mode, (*GAUSSIANS, "mixture"))
         self.trunk, self.features = trunk, FEATURES[choose("features", features, FEATURES)](h_dim)
         self.b, self.c = nn.Linear(h_dim, z_dim), nn.Linear(h_dim, z_dim)
         self.W, self.U = (RandomLinear(h_dim, z_dim, covariance, prior_scale, learn_prior_scale, init_scale) for _ in "WU")
         self.temperature, self.detach_variance, self.n_mixture = temperature, detach_variance, n_mixture
+        self.noise_scale = 1. # the trainer's, during a warm-up of the randomness
 
     def heads(self, x: Tensor) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"], Float[Tensor, "B H"]]: # b(x), c(x), ψ(x)
         phi = self.trunk(x)
         return self.b(phi), self.c(phi), self.features(phi)
-
     def functions(self, x: Tensor) -> RandomFunctions:
         b, c, psi = self.heads(x)
         v = psi.detach() if self.detach_variance else psi
@@ -179,8 +178,8 @@ class GPEncoder(nn.Module):
         return GaussianMixture(b + psi @ W.mT, c + psi @ U.mT, psi.new_full((self.n_mixture, len(psi)), -math.log(self.n_mixture)))
 
     def forward(self, x: Tensor, log_joint=None) -> DiagonalGaussian|GaussianMixture:
-        if self.mode == "mixture" and not self.training: return self.mixture(x)
-        return (draw if self.training else GAUSSIANS[self.mode])(self.functions(x))
+        if self.training: return draw(self.functions(x), scale=self.noise_scale)
+        return self.mixture(x) if self.mode == "mixture" else GAUSSIANS[self.mode](self.functions(x))
 
     def uncertainty(self, x: Tensor) -> Uncertainty: return uncertainty(self.functions(x))
     def weight_kl(self) -> Float[Tensor, ""]: return self.W.kl() + self.U.kl() # nats

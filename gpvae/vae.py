@@ -17,14 +17,16 @@ from .posteriors import DiagonalGaussian, Posterior, log_normal
 # %% ../nbs/30_vae.ipynb #d38cad54
 class AmortizedEncoder(nn.Module):
     "The encoder of a plain VAE: mean b(x) and log standard deviation c(x) are linear in the features φ(x)."
-    def __init__(self, trunk: nn.Module, # x -> φ(x), [B, H]
-                 h_dim: int,             # features H
-                 z_dim: int):            # latent dimensions Z
+    def __init__(self, trunk: nn.Module,      # x -> φ(x), [B, H]
+                 h_dim: int,                  # features H
+                 z_dim: int,                  # latent dimensions Z
+                 dropout: float = 0.):        # part of the features dropped in training, a cheap rival of a random function
         super().__init__()
         self.trunk, self.b, self.c = trunk, nn.Linear(h_dim, z_dim), nn.Linear(h_dim, z_dim)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, log_joint=None) -> DiagonalGaussian:
-        phi = self.trunk(x)
+        phi = self.dropout(self.trunk(x))
         return DiagonalGaussian(self.b(phi), self.c(phi))
 
 # %% ../nbs/30_vae.ipynb #37161c92

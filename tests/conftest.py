@@ -3,7 +3,7 @@ import os
 for name, value in dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE").items(): os.environ.setdefault(name, value)
 
 from jaxtyping import install_import_hook
-install_import_hook("gpvae", "beartype.beartype")
+install_import_hook("gpvae", "checker.checked")
 
 import pytest
 import torch

@@ -1,0 +1,230 @@
+"Input that cannot work is refused before any training: one line that says what, where and what to do, and exit status 2."
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from gpvae.checks import InputError
+from gpvae.commands import run_command
+from gpvae.run import RunSpec, load_images, run, spec_hash
+
+TINY = ("--set", "epochs=2", "--set", "hidden=(8,8)", "--set", "n_test=20", "--set", "k=2", "--n_train", "100", "--quiet", "--device", "cpu")
+SETTINGS = (("epochs", 2), ("hidden", (8, 8)), ("n_test", 20), ("k", 2))
+SPEC = RunSpec(method="vae", n_train=100, settings=SETTINGS)
+
+@pytest.fixture
+def no_training(monkeypatch):
+    "A step of training is a failure of the test."
+    def step(*args): raise AssertionError("training has started")
+    monkeypatch.setattr("gpvae.train.train_step", step)
+
+def refused(capsys, *args):
+    "The one line that the command prints."
+    capsys.readouterr()
+    assert run_command([*TINY, *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("gpvae_run: ") and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+# --- names, numbers and settings ----------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "data set":            (["--dataset", "digitz"], "data set 'digitz' is unknown: did you mean 'digits'?"),
+    "file":                (["--dataset", "/nowhere/mine.npz"], "'/nowhere/mine.npz': there is no such file, pass"),
+    "method":              (["--method", "gpva"], "method 'gpva' is unknown: did you mean 'gpvae'?"),
+    "budget":              (["--budget", "smoky"], "budget 'smoky' is unknown: did you mean 'smoke'?"),
+    "likelihood":          (["--likelihood", "bernouli"], "likelihood 'bernouli' is unknown: did you mean 'bernoulli'?"),
+    "binarisation":        (["--binarisation", "statik"], "binarisation 'statik' is unknown: did you mean 'static'?"),
+    "static grey":         (["--binarisation", "static"], "digits has grey pixels in x_train, choose fixed or stochastic"),
+    "grey bernoulli":      (["--binarisation", "none"], "bernoulli likelihood needs binary pixels: choose"),
+    "no latents":          (["--z_dim", "0"], "z_dim is 0: "),
+    "negative latents":    (["--z_dim", "-3"], "z_dim is -3: "),
+    "seed":                (["--seed", "-1"], "seed is -1: use"),
+    "no samples":          (["--set", "k=0"], "k is 0: it must be at least 1"),
+    "no epochs":           (["--set", "epochs=0"], "epochs is 0: it must be at least 1"),
+    "no images":           (["--n_train", "0"], "n_train is 0: pass at least 1"),
+    "too many images":     (["--n_train", "5000"], "n_train is 5000: digits has 1300 such images, pass 1 to 1300"),
+    "too many to validate": (["--set", "n_valid=5000"], "n_valid is 5000: digits has 200 such images, pass 1 to 200"),
+    "setting":             (["--set", "epoch=3"], "'epoch' is unknown: did you mean 'epochs'?"),
+    "setting of another method": (["--method", "vae", "--set", "covariance=full"], "setting of method vae 'covariance' is unknown"),
+    "setting without value": (["--set", "epochs"], "--set 'epochs' is not key=value"),
+    "word for a number":   (["--set", "epochs=many"], "setting epochs='many': expected something like 100"),
+    "fraction of an epoch": (["--set", "epochs=1.5"], "setting epochs=1.5: expected"),
+    "truth for a number":  (["--set", "epochs=True"], "setting epochs=True: expected"),
+    "number for widths":   (["--set", "hidden=200"], "setting hidden=200: expected something like (200, 200)"),
+    "step size":           (["--set", "lr=fast"], "setting lr='fast': expected"),
+    "negative step size":  (["--set", "lr=-1."], "lr, inflation and max_norm must be positive"),
+    "NaN step size":       (["--set", "lr=nan"], "setting lr='nan': expected"),
+    "width of nothing":    (["--set", "hidden=(8,0)"], "layer widths must be positive"),
+    "network":             (["--set", "network=convv"], "network 'convv' is unknown: did you mean 'conv'?"),
+    "covariance":          (["--set", "covariance=ful"], "covariance 'ful' is unknown: did you mean 'full'?"),
+    "features":            (["--set", "features=standard"], "features 'standard' is unknown: did you mean 'standardised'?"),
+    "mode":                (["--set", "mode=marginall"], "test-time mode 'marginall' is unknown: did you mean 'marginal'?"),
+    "temperature":         (["--set", "temperature=0."], "temperature must be positive"),
+    "words for patience":  (["--set", "patience=abc"], "setting patience='abc'"),
+    "words for widths":    (["--set", "hidden=(8,'a')"], "hidden"),
+    "no widths":           (["--set", "hidden=()"], "hidden"),
+    "words for milestones": (["--set", "milestones=('a',)"], "milestones"),
+    "empty mixture":       (["--set", "n_mixture=0"], "n_mixture"),
+    "device":              (["--device", "tpu9"], "tpu9"),
+}
+
+@pytest.mark.parametrize("args, message", WRONG.values(), ids=WRONG)
+def test_refused(capsys, runs, no_training, args, message):
+    assert message in refused(capsys, *args)
+    assert not list(runs.rglob("checkpoint*"))
+
+def test_exit_status_of_the_commands(tmp_path):
+    "The process itself: status 2, one line, no traceback."
+    env = os.environ | {"GPVAE_RUNS": str(tmp_path)}
+    for command in ("run", "reproduce"):
+        done = subprocess.run([sys.executable, "-m", "gpvae.commands", command, "--dataset", "digitz"], capture_output=True, text=True, env=env)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith(f"gpvae_{command}: data set 'digitz' is unknown: did you mean 'digits'?") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+# --- files of images -------------------------------------------------------------------------------------------------------------------------
+
+def pixels(n, side=8, c=1): return np.random.RandomState(0).randint(0, 256, (n, side, side, c)).astype(np.uint8)
+
+def sizes():
+    a = np.empty(2, object)
+    a[0], a[1] = pixels(1)[0], pixels(1, 6)[0]
+    return a
+
+def arrays(kind):
+    train, test = pixels(120), pixels(30)
+    return {
+        "float pixels": dict(x_train=train / 255, x_test=test),
+        "two sizes": dict(x_train=train, x_test=pixels(30, 6)),
+        "two sizes in a split": dict(x_train=sizes(), x_test=test),
+        "empty split": dict(x_train=train, x_test=test[:0]),
+        "no training images": dict(x_train=train[:0], x_test=test),
+        "one image": dict(x_train=train[:1], x_test=test),
+        "no test images": dict(x_train=train),
+        "no channel axis": dict(x_train=train[..., 0], x_test=test[..., 0]),
+        "channels first": dict(x_train=train.transpose(0, 3, 1, 2), x_test=test.transpose(0, 3, 1, 2)),
+        "labels": dict(x_train=train, x_test=test, y_train=np.arange(3)),
+    }[kind]
+
+FILES = {
+    "float pixels": "x_train of {} is float64: pixels must be uint8, 0…255",
+    "two sizes": "x_test of {} has images [6, 6, 1], x_train [8, 8, 1]: they must have one size",
+    "two sizes in a split": "{} holds arrays of objects: all images must have one size",
+    "empty split": "x_test of {} is empty: every split needs at least one image",
+    "no training images": "x_train of {} is empty: every split needs at least one image",
+    "one image": "one image: without x_valid it needs at least two",
+    "no test images": "{} has no x_test: it must hold x_train and x_test",
+    "no channel axis": "x_train of {} has shape [120, 8, 8]: it must be [N, H, W, C]",
+    "channels first": "images of {} have 8 channels",
+    "labels": "y_train of {} is int64 [3]: labels must be 120 integers",
+}
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    "An empty folder for image sets."
+    monkeypatch.setenv("GPVAE_DATA", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("kind", FILES)
+def test_file_refused(capsys, runs, root, no_training, kind, by_name):
+    file = root / "mine.npz"
+    np.savez(file, **arrays(kind))
+    assert FILES[kind].format(file) in refused(capsys, "--dataset", "mine" if by_name else str(file))
+    assert not list(runs.rglob("*")) and not list((root / "prepared").glob("*"))
+
+@pytest.mark.parametrize("keep", [0, 10, 3000, -100])
+def test_truncated_file_refused(capsys, runs, root, no_training, keep):
+    file = root / "mine.npz"
+    np.savez(file, x_train=pixels(120), x_test=pixels(30))
+    file.write_bytes(file.read_bytes()[:keep])
+    assert f"{file} is damaged or no .npz" in refused(capsys, "--dataset", "mine")
+
+def test_good_file_is_taken(runs, root):
+    np.savez(root / "mine.npz", x_train=pixels(120), x_test=pixels(30))
+    assert run_command([*TINY, "--dataset", "mine", "--method", "vae"]) == 0
+    assert len(list(runs.glob("*/metrics.json"))) == 1
+
+# --- folders and checkpoints ------------------------------------------------------------------------------------------------------------------
+
+def folder_of(spec, runs):
+    "Where a run goes."
+    spec, data = load_images(spec)
+    return runs / spec_hash(spec, data.checksum)
+
+def stopped(spec, runs, monkeypatch):
+    "A run that was stopped after training, before it was evaluated."
+    with monkeypatch.context() as m:
+        def stop(*args): raise KeyboardInterrupt
+        m.setattr("gpvae.run.measure", stop)
+        with pytest.raises(KeyboardInterrupt): run(spec, runs, "cpu", bar=False)
+    return folder_of(spec, runs) / "checkpoint.safetensors"
+
+def rewrite(path, change):
+    "Change the tensors of a checkpoint, keep its progress."
+    with safe_open(path, "pt") as f: tensors, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+def again(spec, runs):
+    "The message of a run that is refused."
+    with pytest.raises(InputError) as e: run(spec, runs, "cpu", bar=False)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_the_weights(runs, monkeypatch, value):
+    path = stopped(SPEC, runs, monkeypatch)
+    def spoil(tensors): tensors["model.decoder.0.weight"][3, 1] = value
+    rewrite(path, spoil)
+    assert again(SPEC, runs) == f"{path}: model.decoder.0.weight holds NaN or infinity: delete the file to train again"
+
+def test_checkpoint_of_another_spec(runs, monkeypatch):
+    path, other = (stopped(RunSpec(method="vae", seed=seed, n_train=100, settings=SETTINGS), runs, monkeypatch) for seed in (0, 1))
+    path.write_bytes(other.read_bytes())
+    assert again(SPEC, runs) == f"{path} belongs to run {other.parent.name}, not to {path.parent.name}: use another folder or delete it"
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -10])
+def test_truncated_checkpoint(runs, monkeypatch, keep):
+    path = stopped(SPEC, runs, monkeypatch)
+    path.write_bytes(path.read_bytes()[:keep])
+    message = again(SPEC, runs)
+    assert message.startswith(f"{path} is not a readable checkpoint") and "delete it to train again" in message
+
+@pytest.mark.parametrize("where", ["below a file", "is a file"])
+def test_unwritable_folder(capsys, tmp_path, no_training, where):
+    file = tmp_path / "file"
+    file.write_text("")
+    folder = file / "runs" if where == "below a file" else file
+    err = refused(capsys, "--runs", str(folder))
+    assert f"the run folder {folder}" in err and "cannot be written" in err and "set GPVAE_RUNS or pass another folder" in err
+
+def test_folder_of_another_process(capsys, runs, no_training):
+    folder = folder_of(SPEC, runs)
+    folder.mkdir(parents=True)
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold, folder / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        try: err = refused(capsys, "--method", "vae")
+        finally: other.stdin.close()
+    assert f"{folder} is being run by another process: wait for it" in err
+
+def test_the_lock_is_given_back(capsys, runs, monkeypatch):
+    "Also when a run fails, and while its exception is still at hand."
+    def step(*args): raise FloatingPointError("step 0: something")
+    with monkeypatch.context() as m:
+        m.setattr("gpvae.train.train_step", step)
+        with pytest.raises(FloatingPointError) as kept: run(SPEC, runs, "cpu", bar=False)
+    assert run(SPEC, runs, "cpu", bar=False).metrics["epochs"] == 2 and kept.value
+
+def test_loss_that_is_not_finite(capsys, runs):
+    err = refused(capsys, "--method", "vae", "--set", "lr=1e30")
+    assert "gpvae_run: step " in err and "the last good checkpoint is kept, try a smaller lr or max_norm" in err
+    assert not list(runs.rglob("metrics.json"))

@@ -1,0 +1,119 @@
+"A run that is killed, at any time, continues and ends with the same bits."
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from gpvae.run import RunSpec, load_images, run, spec_hash
+from gpvae.train import load_checkpoint
+
+KILLS = 10
+EPOCHS = 60
+SETTINGS = (("epochs", EPOCHS), ("hidden", (50, 50)), ("k", 100), ("checkpoint_seconds", 0.1))
+SPEC = RunSpec(method="gpvae", z_dim=5, n_train=400, binarisation="stochastic", settings=SETTINGS) # everything that is random, and running moments
+COMMAND = [sys.executable, "-m", "gpvae.commands", "run", "--method", "gpvae", "--z_dim", "5", "--n_train", "400", "--binarisation", "stochastic",
+           "--device", "cpu", "--quiet", *(w for k, v in SETTINGS for w in ("--set", f"{k}={v}"))] # the same run
+NOT_OF_THE_RESULT = ("train_seconds", "epoch_seconds", "peak_mb", "commit")
+
+def start(runs):
+    "The run as a process of its own, forked, so that its time is the run's and not that of importing torch."
+    process = multiprocessing.get_context("fork").Process(target=run, args=(SPEC, runs, "cpu", False))
+    process.start()
+    return process
+
+def folder_of(runs):
+    spec, data = load_images(SPEC)
+    return runs / spec_hash(spec, data.checksum)
+
+def result(folder):
+    "All that must be the same bits: metrics, the numbers of each image, weights, history."
+    metrics = {k: v for k, v in json.loads((folder / "metrics.json").read_text()).items() if k not in NOT_OF_THE_RESULT}
+    tensors, progress = load_checkpoint(folder / "checkpoint.safetensors")
+    history = [{k: v for k, v in h.items() if k != "seconds"} for h in progress["history"]]
+    return metrics, (folder / "per_image.safetensors").read_bytes(), history, {k: v.numpy().tobytes() for k, v in tensors.items()}
+
+def phase(folder):
+    "How far a run has come, from what it has written."
+    if not folder.exists(): return "before the folder"
+    if (folder / "metrics.json").exists(): return "finished"
+    path = folder / "checkpoint.safetensors"
+    if not path.exists(): return "training, before the first checkpoint"
+    n = len(load_checkpoint(path)[1]["history"])
+    return "evaluating" if n == EPOCHS else f"training, checkpoint of epoch {n}"
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "An uninterrupted run: its result and its seconds."
+    runs = tmp_path_factory.mktemp("whole")
+    run(dataclasses.replace(SPEC, settings=(*SETTINGS[1:], ("epochs", 1))), runs, "cpu", bar=False) # what is slow only once: prepared images, late imports
+    begin = time.perf_counter()
+    process = start(runs)
+    process.join()
+    seconds = time.perf_counter() - begin
+    assert process.exitcode == 0
+    return result(folder_of(runs)), seconds
+
+def killed(runs, seconds):
+    "Start the run, kill it after so many seconds: whether it lived until then."
+    process = start(runs)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+def test_killed_runs_end_with_the_same_bits(whole, tmp_path, capsys):
+    expected, seconds = whole
+    name, hits = folder_of(tmp_path).name, []
+    for i in range(KILLS):
+        runs, at = tmp_path / str(i), seconds * (i + 0.5) / KILLS
+        alive, found = killed(runs, at), phase(runs / name)
+        hits.append((alive, found))
+        with capsys.disabled(): print(f"\n  killed after {at:5.2f} of {seconds:.2f} s, {'alive' if alive else 'done'}: {found}", end="")
+        run(SPEC, runs, "cpu", bar=False)
+        for part, other in zip(result(runs / name), expected, strict=True): assert part == other
+    assert sum(alive for alive, _ in hits) >= 7
+    assert sum(found.startswith("training, checkpoint") for _, found in hits) >= 2 # so that there was something to resume
+
+def test_the_killed_command_continues(whole, tmp_path):
+    "The command itself, killed as soon as there is something to continue from."
+    command = [*COMMAND, "--runs", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("*/checkpoint.safetensors")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    folder = folder_of(tmp_path)
+    assert process.returncode == -signal.SIGKILL and phase(folder).startswith("training, checkpoint of epoch ")
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    for part, other in zip(result(folder), whole[0], strict=True): assert part == other
+
+def test_a_kill_while_a_file_is_written_is_harmless(whole, tmp_path, monkeypatch):
+    folder = folder_of(tmp_path)
+    def stop(*args, **kwargs): raise KeyboardInterrupt
+    with monkeypatch.context() as m: # stopped in the evaluation, so that the checkpoint is there
+        m.setattr("gpvae.run.evaluate", stop)
+        with pytest.raises(KeyboardInterrupt): run(SPEC, tmp_path, "cpu", bar=False)
+    part = (folder / "checkpoint.safetensors").read_bytes()[:5000]
+    for name in (".checkpoint.safetensors.4711", ".per_image.4711", ".metrics.json.4711", ".spec.json.4711", f".checkpoint.safetensors.{os.getpid()}"): (folder / name).write_bytes(part)
+    run(SPEC, tmp_path, "cpu", bar=False)
+    for part, other in zip(result(folder), whole[0], strict=True): assert part == other
+
+def test_a_killed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    import gpvae.train as module
+    path = tmp_path / "checkpoint.safetensors"
+    module.save_checkpoint(path, {"a": torch.ones(3)}, {"n": 1})
+    def torn(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(module, "save_file", torn)
+    with pytest.raises(KeyboardInterrupt): module.save_checkpoint(path, {"a": torch.zeros(3)}, {"n": 2})
+    tensors, progress = load_checkpoint(path)
+    assert progress == {"n": 1} and torch.equal(tensors["a"], torch.ones(3))
