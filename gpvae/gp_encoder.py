@@ -155,7 +155,7 @@ class GPEncoder(nn.Module):
                  detach_variance: bool = True,       # cut the gradient of the variance into the trunk
                  mode: str = "marginal",             # test-time posterior: "mean", "marginal", "mixture"
                  n_mixture: int = 10):               # components of "mixture"
-        super().__init__(); require(min(prior_scale, init_scale, temperature) > 0, "prior_scale, init_scale and temperature must be positive")
+        super().__init__(); require(min(prior_scale, init_scale, temperature, n_mixture) > 0, "prior_scale, init_scale, temperature and n_mixture must be positive")
         self.mode = choose("test-time mode", mode, (*GAUSSIANS, "mixture"))
         self.trunk, self.features = trunk, FEATURES[choose("features", features, FEATURES)](h_dim)
         self.b, self.c = nn.Linear(h_dim, z_dim), nn.Linear(h_dim, z_dim)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gpvae.data import to_float
+from gpvae.gp_encoder import draw
 from gpvae.iwae import evaluate
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
@@ -86,7 +87,7 @@ def spy(monkeypatch):
     import gpvae.train as module
     original, calls = module.train_step, []
     def step(model, optimizer, x, beta, n_train, config):
-        calls.append(dict(x=x.clone(), beta=beta, n_train=n_train, lr=optimizer.param_groups[0]["lr"], training=model.training))
+        calls.append(dict(x=x.clone(), beta=beta, n_train=n_train, lr=optimizer.param_groups[0]["lr"], training=model.training, noise=getattr(model.encoder, "noise_scale", None)))
         return original(model, optimizer, x, beta, n_train, config)
     monkeypatch.setattr(module, "train_step", step)
     return calls
@@ -98,6 +99,19 @@ def test_the_loop_follows_the_schedules(monkeypatch):
     assert len(calls) == 20 and all(c["n_train"] == 65 and c["training"] for c in calls)
     assert [c["lr"] for c in calls[::5]] == pytest.approx([1e-2, 5e-3, 5e-3, 2.5e-3])
     assert [c["beta"] for c in calls] == pytest.approx([min(1, (i + 1) / 10) for i in range(20)])
+
+@pytest.mark.parametrize("noise_warmup, expected", [(0, [1.] * 10), (2, [(i + 1) / 10 for i in range(10)])])
+def test_the_loop_warms_the_randomness_up(monkeypatch, noise_warmup, expected):
+    calls = spy(monkeypatch)
+    fit(dataclasses.replace(CONFIG, epochs=2, noise_warmup=noise_warmup), model=bernoulli_model(gp_encoder()).float())
+    assert [c["noise"] for c in calls] == pytest.approx(expected)
+
+def test_randomness_is_scaled():
+    "Scale 0 is the mean; the scale multiplies the standard deviation of f and g."
+    r = gp_encoder().functions(binary_images(3))
+    none, half, whole = (draw(r, seeded(), scale) for scale in (0., 0.5, 1.))
+    torch.testing.assert_close(none.mu, r.f_mean); torch.testing.assert_close(none.log_sigma, r.g_mean)
+    torch.testing.assert_close(2 * (half.mu - none.mu), whole.mu - none.mu); torch.testing.assert_close(2 * (half.log_sigma - none.log_sigma), whole.log_sigma - none.log_sigma)
 
 def test_each_epoch_sees_every_image_once_in_a_new_order(monkeypatch):
     calls = spy(monkeypatch)
