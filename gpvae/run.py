@@ -33,7 +33,7 @@ from .gp_encoder import GPEncoder
 from .iwae import PerImage, evaluate
 from .likelihoods import LIKELIHOODS
 from .networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
-from .timing import posterior_ms
+from .timing import posterior_ms, step_ms
 from .train import TrainConfig, Trainer, load_checkpoint, train, unprefixed
 from .vae import VAE, AmortizedEncoder
 
@@ -176,7 +176,7 @@ def spec_hash(spec: RunSpec, checksum: str) -> str:
 # %% ../nbs/80_run.ipynb #faf07c84
 COLUMNS = ("dataset", "method", "z_dim", "seed", "likelihood", "budget", "n_train", "binarisation", "elbo", "iwae", "iwae_k", "iwae_se", "ess", "active_units",
            "train_seconds", "epoch_seconds", "infer_ms_batch", "infer_ms_one", "peak_mb", "device", "torch", "commit", "protocol", "spec",
-           "valid_elbo", "best_epoch", "epochs", "kl", "inflation", "settings")
+           "step_ms", "valid_elbo", "best_epoch", "epochs", "kl", "inflation", "settings")
 
 def runs_root(root: str|Path|None = None) -> Path:
     "Where run folders live: `root`, else the variable `GPVAE_RUNS`, else the user's cache; never the checkout."
@@ -283,7 +283,7 @@ def measure(spec: RunSpec, key: str, trainer: Trainer, splits: Splits, folder: P
     save_file(per_image, temporary); os.replace(temporary, folder / "per_image.safetensors")
     best = trainer.history[trainer.best_epoch]
     found = dict(elbo=r.elbo.mean().item(), iwae=r.iwae.mean().item(), iwae_k=s.k, iwae_se=r.standard_error(), ess=r.ess.mean().item(), active_units=best["valid_active"],
-                 train_seconds=trainer.seconds, epoch_seconds=trainer.seconds / len(trainer.history), infer_ms_batch=None, infer_ms_one=None, peak_mb=peak_mb(device),
+                 train_seconds=trainer.seconds, epoch_seconds=trainer.seconds / len(trainer.history), infer_ms_batch=None, infer_ms_one=None, step_ms=None, peak_mb=peak_mb(device),
                  device=device_name(device), torch=torch.__version__, commit=commit(), protocol=PROTOCOL, spec=key, valid_elbo=best["valid_elbo"],
                  best_epoch=trainer.best_epoch, epochs=len(trainer.history), kl=best["valid_kl"], inflation=s.inflation, settings=" ".join(f"{k}={v}" for k, v in sorted(spec.settings)))
     return {c: (asdict(spec) | found)[c] for c in COLUMNS} | {"modes": evaluate_modes(model, x, splits.eval_binarisation, s)}
@@ -326,10 +326,10 @@ def train_run(spec: RunSpec, key: str, splits: Splits, folder: Path, device: tor
 
 # %% ../nbs/80_run.ipynb #cd78836d
 def time_run(folder: Path, device: str|None = None, repeats: int = 50) -> dict[str, float]:
-    "Time the posterior of a batch of 128 and of one image, and write it beside the metrics."
+    "Time the posterior of a batch of 128 and of one image, and a training step, and write it beside the metrics."
     spec, device = read_spec(folder), pick_device(device)
     _, data = load_images(spec)
     model, x = load_model(folder, device), to_float(prepare_splits(data, spec.binarisation, device).test[:128], "none" if spec.binarisation == "none" else "static")
-    times = {"infer_ms_batch": posterior_ms(model, x, repeats), "infer_ms_one": posterior_ms(model, x[:1], repeats)}
+    times = {"infer_ms_batch": posterior_ms(model, x, repeats), "infer_ms_one": posterior_ms(model, x[:1], repeats), "step_ms": step_ms(model, x, repeats)}
     write_json(folder / "timing.json", times)
     return times

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['N_IMAGES', 'result_paths', 'merge', 'read_csv', 'write_atomically', 'mode_rows', 'save_results', 'read_images',
-           'bootstrap_interval', 'paired', 'spread', 'interval', 'likelihood_row', 'likelihood_table', 'modes_table']
+           'bootstrap_interval', 'paired', 'spread', 'interval', 'likelihood_row', 'likelihood_table', 'markdown_table',
+           'modes_table']
 
 # %% ../nbs/81_tables.ipynb #45eee936
 import os
@@ -54,7 +55,7 @@ def save_results(results: Iterable[RunResult], # finished runs
     results = list(results)
     paths = result_paths(name or results[0].metrics["dataset"], folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = pd.DataFrame([{c: r.metrics[c] for c in COLUMNS} for r in results])
+    rows = pd.DataFrame([{c: r.metrics.get(c) for c in COLUMNS} for r in results])
     table = merge(read_csv(paths["csv"]), rows, ["spec"])
     write_atomically(paths["csv"], lambda p: table.to_csv(p, index=False, float_format="%.6g"))
     modes = pd.DataFrame([row for r in results for row in mode_rows(r)])
@@ -116,7 +117,7 @@ def likelihood_row(g: pd.DataFrame, rows: pd.DataFrame, images: dict, reference:
     d = paired(rows, images, method, reference) if other else None
     return {"method": method, "seeds": len(g), "ELBO": spread(g["elbo"]), f"IWAE-{g['iwae_k'].iloc[0]}": spread(g["iwae"]),
             f"IWAE − {reference} [images]": interval(d) if other else "", "[seeds and images]": interval(d, seeds=True) if other else "",
-            "active units": spread(g["active_units"], 1), "ESS": spread(g["ess"], 1), "training, s": f"{g['train_seconds'].mean():.0f}",
+            "active units": spread(g["active_units"], 1), "ESS": spread(g["ess"], 1), "training step, ms": f"{g['step_ms'].astype(float).median():.1f}", "training, s": f"{g['train_seconds'].mean():.0f}",
             "batch of 128, ms": f"{g['infer_ms_batch'].astype(float).median():.2f}", "one image, ms": f"{g['infer_ms_one'].astype(float).median():.2f}"}
 
 def likelihood_table(rows: pd.DataFrame,              # runs of one setting
@@ -127,6 +128,12 @@ def likelihood_table(rows: pd.DataFrame,              # runs of one setting
     "ELBO, IWAE, paired difference, active units and times, one line a method; nats per image, higher is better."
     methods = list(methods or dict.fromkeys(rows["method"]))
     return pd.DataFrame([likelihood_row(rows[rows["method"] == m], rows, images, reference) for m in methods if (rows["method"] == m).any()]).set_index("method")
+
+# %% ../nbs/81_tables.ipynb #9672b0a3
+def markdown_table(table: pd.DataFrame) -> str:
+    "A table as Markdown, its index as the first column."
+    rows = [[table.index.name or "", *table.columns], ["---"] * (1 + table.shape[1]), *([i, *r] for i, r in zip(table.index, table.to_numpy()))]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 # %% ../nbs/81_tables.ipynb #be9ca399
 def modes_table(modes: pd.DataFrame # rows of `<set>_modes.csv`

@@ -65,7 +65,7 @@ WRONG = {
     "covariance":          (["--set", "covariance=ful"], "covariance 'ful' is unknown: did you mean 'full'?"),
     "features":            (["--set", "features=standard"], "features 'standard' is unknown: did you mean 'standardised'?"),
     "mode":                (["--set", "mode=marginall"], "test-time mode 'marginall' is unknown: did you mean 'marginal'?"),
-    "temperature":         (["--set", "temperature=0."], "temperature must be positive"),
+    "temperature":         (["--set", "temperature=0."], "must be positive"),
     "words for patience":  (["--set", "patience=abc"], "setting patience='abc'"),
     "words for widths":    (["--set", "hidden=(8,'a')"], "hidden"),
     "no widths":           (["--set", "hidden=()"], "hidden"),
@@ -82,10 +82,11 @@ def test_refused(capsys, runs, no_training, args, message):
 def test_exit_status_of_the_commands(tmp_path):
     "The process itself: status 2, one line, no traceback."
     env = os.environ | {"GPVAE_RUNS": str(tmp_path)}
-    for command in ("run", "reproduce"):
-        done = subprocess.run([sys.executable, "-m", "gpvae.commands", command, "--dataset", "digitz"], capture_output=True, text=True, env=env)
-        assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.startswith(f"gpvae_{command}: data set 'digitz' is unknown: did you mean 'digits'?") and done.stderr.count("\n") == 1
+    commands = {c: subprocess.Popen([sys.executable, "-m", "gpvae.commands", c, "--dataset", "digitz"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for c in ("run", "reproduce")}
+    for name, process in commands.items():
+        out, err = process.communicate()
+        assert process.returncode == 2 and out == ""
+        assert err.startswith(f"gpvae_{name}: data set 'digitz' is unknown: did you mean 'digits'?") and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 # --- files of images -------------------------------------------------------------------------------------------------------------------------
