@@ -281,5 +281,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'gpvae.vae.VAE.log_px_z': ('vae.html#vae.log_px_z', 'gpvae/vae.py'),
                            'gpvae.vae.VAE.posterior': ('vae.html#vae.posterior', 'gpvae/vae.py'),
                            'gpvae.vae.VAE.terms': ('vae.html#vae.terms', 'gpvae/vae.py'),
+                           'gpvae.vae.VAE.terms_of': ('vae.html#vae.terms_of', 'gpvae/vae.py'),
                            'gpvae.vae.VAE.weight_kl_per_image': ('vae.html#vae.weight_kl_per_image', 'gpvae/vae.py')},
             'gpvae.vision': {'gpvae.vision.declare_operators': ('vision.html#declare_operators', 'gpvae/vision.py')}}}

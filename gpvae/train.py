@@ -100,14 +100,15 @@ def validation_bound(model: VAE,
     was_training = model.training
     model.eval()
     generator = torch.Generator(x.device).manual_seed(seed)
-    elbos, kls, means = [], [], []
+    bounds, kls, means = [], [], []
     with torch.no_grad() if getattr(model.encoder, "needs_grad", False) else torch.inference_mode():
         for part in x.split(batch_size):
             batch = to_float(part, binarisation)
-            terms = model.terms(batch, 1, generator)
-            elbos.append(terms.elbo()); kls.append(terms.kl); means.append(model.posterior(batch).mean)
+            q = model.posterior(batch)
+            terms = model.terms_of(q, batch, 1, generator)
+            bounds.append(terms.elbo()); kls.append(terms.kl); means.append(q.mean)
     model.train(was_training)
-    return {"elbo": torch.cat(elbos).mean().item(), "kl": torch.cat(kls).mean().item(), "active": active_units(torch.cat(means))}
+    return {"elbo": torch.cat(bounds).mean().item(), "kl": torch.cat(kls).mean().item(), "active": active_units(torch.cat(means))}
 
 # %% ../nbs/60_train.ipynb #814b4c62
 def epoch_seed(seed: int, epoch: int) -> int:

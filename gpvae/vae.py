@@ -59,7 +59,9 @@ class VAE(nn.Module):
         return self.encoder(x, partial(self.log_joint, x))
 
     def terms(self, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> ElboTerms:
-        q = self.posterior(x)
+        return self.terms_of(self.posterior(x), x, n_samples, generator)
+
+    def terms_of(self, q: Posterior, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> ElboTerms:
         z, log_qz_x = q.rsample_and_log_prob(n_samples, generator)
         kl = q.kl()
         if kl is None: kl = (log_qz_x - log_normal(z)).mean(0)
