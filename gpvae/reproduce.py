@@ -101,15 +101,17 @@ def render(dataset: str, budget: str, runs: Path, out: Path) -> Path:
     os.environ |= {"GPVAE_RUNS": str(runs), "GPVAE_RESULTS": str(out)}
     papermill.execute_notebook(str(checkout() / "nbs" / "reproduce.ipynb"), str(temporary), parameters={"dataset": dataset, "budget": budget},
                                kernel_name="python3", cwd=str(checkout() / "nbs"), progress_bar=False, log_output=False)
-    clean(temporary)
+    clean(temporary, f"Likelihoods on {dataset.replace('_', ' ')}, budget {budget}")
     os.replace(temporary, page)
     return page
 
 # %% ../nbs/85_reproduce.ipynb #c32c4ac6
-def clean(path: Path) -> None:
-    "Take from a rendered page what changes at every execution: counts, times, names of machines."
+def clean(path: Path, title: str) -> None:
+    "Give a rendered page its title, and take from it what changes at every execution: counts, times, names of machines."
     import nbformat
     nb = nbformat.read(path, as_version=4)
+    heading = next(cell for cell in nb.cells if cell.cell_type == "markdown")
+    heading.source = f"# {title}\n" + heading.source.split("\n", 1)[1]
     nb.metadata = {k: v for k, v in nb.metadata.items() if k == "kernelspec"}
     for cell in nb.cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}

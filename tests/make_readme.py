@@ -42,6 +42,7 @@ def readme(path):
     nb.metadata.language_info = {"name": "python"}
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"[ \t]+$", "", text, flags=re.M)
+    text = re.sub(r"^```python\n\s*```$", "", text, flags=re.M) # a cell of which only the output is shown
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 def main(check):
