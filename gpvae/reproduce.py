@@ -99,10 +99,12 @@ def render(dataset: str, budget: str, runs: Path, out: Path) -> Path:
     page = out / f"{dataset}.ipynb"
     temporary = page.with_name(f".{os.getpid()}.ipynb")
     os.environ |= {"GPVAE_RUNS": str(runs), "GPVAE_RESULTS": str(out)}
-    papermill.execute_notebook(str(checkout() / "nbs" / "reproduce.ipynb"), str(temporary), parameters={"dataset": dataset, "budget": budget},
-                               kernel_name="python3", cwd=str(checkout() / "nbs"), progress_bar=False, log_output=False)
-    clean(temporary, f"Likelihoods on {dataset.replace('_', ' ')}, budget {budget}")
-    os.replace(temporary, page)
+    try:
+        papermill.execute_notebook(str(checkout() / "nbs" / "reproduce.ipynb"), str(temporary), parameters={"dataset": dataset, "budget": budget},
+                                   kernel_name="python3", cwd=str(checkout() / "nbs"), progress_bar=False, log_output=False)
+        clean(temporary, f"Likelihoods on {dataset.replace('_', ' ')}, budget {budget}")
+        os.replace(temporary, page)
+    finally: temporary.unlink(missing_ok=True)
     return page
 
 # %% ../nbs/85_reproduce.ipynb #c32c4ac6
