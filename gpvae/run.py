@@ -18,6 +18,7 @@ import os
 import platform
 import resource
 import subprocess
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import filelock
@@ -108,10 +109,11 @@ def parse_setting(text: str) -> tuple[str, object]:
 # %% ../nbs/80_run.ipynb #4613c410
 def check_value(key: str, value: object, default: object) -> None:
     "Raise `InputError` if a setting's value is of another kind than its default."
-    number = (int, float)
-    kind = number if isinstance(default, float) else type(default)
-    ok = default is None or isinstance(value, kind) or (value is None and key in ("n_train", "n_valid", "n_test", "patience"))
-    require(ok and not (isinstance(value, bool) and not isinstance(default, bool)), f"setting {key}={value!r}: expected something like {default!r}")
+    like = lambda v, d: isinstance(v, (int, float) if isinstance(d, float) else type(d)) and isinstance(v, bool) <= isinstance(d, bool)
+    if key in ("n_train", "n_valid", "n_test", "patience"): default, ok = default or 100, value is None or like(value, 1)
+    elif isinstance(default, tuple): ok = isinstance(value, tuple) and all(like(v, 1 if key == "hidden" else 1.) for v in value)
+    else: ok = like(value, default)
+    require(ok, f"setting {key}={value!r}: expected something like {default!r}")
 
 def check_spec(spec: RunSpec) -> None:
     "Raise `InputError` for names, sizes and settings that cannot work."
@@ -136,6 +138,7 @@ def settings_of(spec: RunSpec) -> Settings:
     if spec.n_train is not None: s = replace(s, n_train=spec.n_train)
     for key in AT_LEAST_ONE: require(getattr(s, key) is None or getattr(s, key) >= 1, f"{key} is {getattr(s, key)}: it must be at least 1")
     require(s.lr > 0 and s.inflation > 0 and s.max_norm > 0, "lr, inflation and max_norm must be positive")
+    require(len(s.hidden) > 0, "hidden is (): name at least one width, as in hidden=(500,500)")
     choose("network", s.network, ("auto", "mlp", "conv"))
     return s
 
@@ -209,11 +212,11 @@ def read_spec(folder: Path) -> RunSpec:
     as_tuple = lambda v: tuple(v) if isinstance(v, list) else v
     return RunSpec(**d["spec"] | {"settings": tuple((k, as_tuple(v)) for k, v in d["spec"]["settings"])})
 
-def load_model(folder: Path, device: str = "cpu") -> VAE:
+def load_model(folder: Path, device: str|torch.device = "cpu") -> VAE:
     "The trained model of a run, in evaluation mode."
     spec = read_spec(folder)
     model = build_model(spec, tuple(json.loads((folder / "spec.json").read_text())["x_shape"]))
-    tensors, _ = load_checkpoint(folder / "checkpoint.safetensors", device)
+    tensors, _ = load_checkpoint(folder / "checkpoint.safetensors", str(device))
     model.load_state_dict(unprefixed("best.", tensors))
     return model.to(device).eval()
 
@@ -267,7 +270,9 @@ def open_folder(root: Path, key: str) -> Path:
 
 def pick_device(device: str|None) -> torch.device:
     "The named device, or a GPU if there is one."
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    choose("device", name.partition(":")[0], ("cpu", "cuda"))
+    device = torch.device(name)
     require(device.type != "cuda" or torch.cuda.is_available(), f"device {device}: no CUDA device is available here, pass --device cpu")
     return device
 
@@ -310,12 +315,12 @@ def run(spec: RunSpec,
         return RunResult.open(folder)
 
 # %% ../nbs/80_run.ipynb #632ec5ce
-def locked(folder: Path) -> filelock.FileLock:
-    "A lock on a run folder; `InputError` if another process holds it."
-    lock = filelock.FileLock(folder / ".lock")
-    try: lock.acquire(timeout=0)
+@contextmanager
+def locked(folder: Path):
+    "Hold the lock of a run folder; `InputError` if another process holds it."
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0): yield
     except filelock.Timeout as e: raise InputError(f"{folder} is being run by another process: wait for it") from e
-    return lock
 
 def train_run(spec: RunSpec, key: str, splits: Splits, folder: Path, device: torch.device, bar: bool, position: int) -> Trainer:
     "Train the model of a specification, resuming from its checkpoint."
