@@ -18,7 +18,7 @@ class Bernoulli(nn.Module):
     def log_px_z(self, eta: Float[Tensor, "*S B D"], # logits
                  x: Float[Tensor, "B D"]             # pixels in [0, 1]
                 ) -> Float[Tensor, "*S B"]:          # nats per image
-        return (x * eta - F.softplus(eta)).sum(-1)
+        return -F.softplus(eta).addcmul_(x, eta, value=-1).sum(-1)
 
     def mean(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return torch.sigmoid(eta)
 
