@@ -287,6 +287,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'gpvae.tables.read_images': ('tables.html#read_images', 'gpvae/tables.py'),
                               'gpvae.tables.result_paths': ('tables.html#result_paths', 'gpvae/tables.py'),
                               'gpvae.tables.save_results': ('tables.html#save_results', 'gpvae/tables.py'),
+                              'gpvae.tables.seed_interval': ('tables.html#seed_interval', 'gpvae/tables.py'),
                               'gpvae.tables.spread': ('tables.html#spread', 'gpvae/tables.py'),
                               'gpvae.tables.write_atomically': ('tables.html#write_atomically', 'gpvae/tables.py')},
             'gpvae.timing': { 'gpvae.timing.milliseconds': ('timing.html#milliseconds', 'gpvae/timing.py'),

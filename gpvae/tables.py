@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['N_IMAGES', 'result_paths', 'merge', 'read_csv', 'write_atomically', 'mode_rows', 'save_results', 'read_images',
-           'bootstrap_interval', 'paired', 'spread', 'interval', 'likelihood_row', 'likelihood_table', 'markdown_table',
-           'modes_table']
+           'bootstrap_interval', 'seed_interval', 'paired', 'spread', 'interval', 'likelihood_row', 'likelihood_table',
+           'markdown_table', 'modes_table']
 
 # %% ../nbs/81_tables.ipynb #45eee936
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy.stats import t
 from .checks import InputError, require
 from .run import COLUMNS, RunResult
 
@@ -73,17 +74,21 @@ def read_images(path: Path) -> dict[str, Float[np.ndarray, "n"]]:
 
 # %% ../nbs/81_tables.ipynb #b7ec9934
 def bootstrap_interval(d: Float[np.ndarray, "seeds n"], # paired differences
-                       seeds: bool = False,              # draw the seeds anew too
                        n: int = 4000, level: float = 0.95
                       ) -> tuple[float, float]:          # percentile interval of the mean
-    "Bootstrap interval of the mean paired difference, over images or over seeds and images."
-    rng = np.random.default_rng(0)
-    S, N = d.shape
-    means = np.empty(n)
-    for i in range(n):
-        rows = d[rng.integers(S, size=S)] if seeds else d
-        means[i] = rows.mean(0)[rng.integers(N, size=N)].mean()
-    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+    "Bootstrap interval of the mean paired difference, over images."
+    rng, of_image = np.random.default_rng(0), d.mean(0)
+    means = [of_image[rng.integers(len(of_image), size=len(of_image))].mean() for _ in range(n)]
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
+
+def seed_interval(d: Float[np.ndarray, "seeds n"], # paired differences, two seeds at least
+                  level: float = 0.95
+                 ) -> tuple[float, float]:          # t interval of the mean
+    "Student's t interval of the mean paired difference, over seeds and images."
+    S, n = d.shape
+    require(S > 1, "an interval over seeds needs at least two of them")
+    half = t.ppf((1 + level) / 2, S - 1) * np.sqrt(d.mean(1).var(ddof=1) / S + d.mean(0).var(ddof=1) / n)
+    return float(d.mean() - half), float(d.mean() + half)
 
 # %% ../nbs/81_tables.ipynb #5b83078e
 def paired(rows: pd.DataFrame,                  # runs of one setting, with columns method, seed, spec
@@ -104,9 +109,10 @@ def spread(values: pd.Series, digits: int = 2) -> str:
     mean = f"{values.mean():.{digits}f}"
     return f"{mean} ± {values.std():.{digits}f}" if len(values) > 1 else mean
 
-def interval(d: Float[np.ndarray, "seeds n"], **kwargs) -> str:
-    "Mean difference with its interval, signed."
-    low, high = bootstrap_interval(d, **kwargs)
+def interval(d: Float[np.ndarray, "seeds n"]|None, of=bootstrap_interval) -> str:
+    "Mean difference with its interval, signed; empty where there is none."
+    if d is None or (of is seed_interval and len(d) < 2): return ""
+    low, high = of(d)
     return f"{d.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 # %% ../nbs/81_tables.ipynb #342ceb2c
@@ -116,7 +122,7 @@ def likelihood_row(g: pd.DataFrame, rows: pd.DataFrame, images: dict, reference:
     other = method != reference and (rows["method"] == reference).any()
     d = paired(rows, images, method, reference) if other else None
     return {"method": method, "seeds": len(g), "ELBO": spread(g["elbo"]), f"IWAE-{g['iwae_k'].iloc[0]}": spread(g["iwae"]),
-            f"IWAE − {reference} [images]": interval(d) if other else "", "[seeds and images]": interval(d, seeds=True) if other else "",
+            f"IWAE − {reference} [images]": interval(d), "[seeds and images]": interval(d, seed_interval),
             "active units": spread(g["active_units"], 1), "ESS": spread(g["ess"], 1), "training step, ms": f"{g['step_ms'].astype(float).median():.1f}", "training, s": f"{g['train_seconds'].mean():.0f}",
             "batch of 128, ms": f"{g['infer_ms_batch'].astype(float).median():.2f}", "one image, ms": f"{g['infer_ms_one'].astype(float).median():.2f}"}
 

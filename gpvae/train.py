@@ -191,7 +191,7 @@ def run_epoch(trainer: Trainer, x: UInt8[Tensor, "N C H W"], binarisation: str, 
     "One pass over the training images in an order, and with noise, that depend on seed and epoch only; returns the mean terms."
     model, config, epoch, n = trainer.model, trainer.config, len(trainer.history), len(x)
     torch.manual_seed(epoch_seed(config.seed, epoch))
-    pixels = torch.Generator(x.device).manual_seed(epoch_seed(config.seed, epoch))
+    pixels = torch.Generator(x.device).manual_seed(epoch_seed(config.seed, epoch) ^ 0x5EED) # another stream than the latents' noise
     for group in trainer.optimizer.param_groups: group["lr"] = learning_rate(epoch, config)
     batches = torch.randperm(n).to(x.device).split(config.batch_size)
     recorded, checked = torch.zeros(len(batches), 4, device=x.device), 0

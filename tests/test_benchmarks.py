@@ -1,0 +1,171 @@
+"The benchmark: rivals that compute the same, turns that are paired, targets that are judged from the numbers, a command that fails in one line."
+import contextlib
+import json
+import time
+
+import pytest
+import torch
+
+from gpvae import benchmarks
+from gpvae.benchmarks import (GROUPS, TARGETS, Contender, Plain, Ratio, Sizes, benchmark, captured_step, epoch_seconds, images, iwae_contenders, iwae_products,
+                              layers_of, model_of, our_step, plain_iwae, plain_step, profile, profile_table, ratio, report, step_contenders, step_products,
+                              take_turns, target_row, targets_table, times_table)
+from gpvae.checks import InputError
+from gpvae.iwae import estimate_batch
+from gpvae.run import METHODS
+from gpvae.train import TrainConfig
+
+TINY = Sizes(hidden=(16, 12), z_dim=2, batch=8, images=3, k=20, side=6, batches=2)
+CPU = torch.device("cpu")
+
+@pytest.fixture
+def vae(): return model_of("vae", TINY).eval()
+
+@pytest.fixture
+def x(): return images(16, TINY.side)[0]
+
+def test_images_are_binary_seeded_and_of_the_size(x):
+    assert x.shape == (16, 1, 6, 6) and set(x.unique().tolist()) == {0., 1.} and torch.equal(x, images(16, 6)[0])
+
+def test_digits_are_used_only_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPVAE_DATA", str(tmp_path))
+    found, what = images(4, 28)
+    assert found.shape == (4, 1, 28, 28) and "Bernoulli" in what and not list(tmp_path.iterdir())
+
+def test_the_plain_loop_computes_our_bound_and_leaves_our_weights_alone(vae, x):
+    before = [p.clone() for p in vae.parameters()]
+    plain = Plain(vae)
+    torch.manual_seed(3); ours = -vae.elbo(x).mean()
+    torch.manual_seed(3); torch.testing.assert_close(plain.loss(x), ours)
+    plain_step(plain, x)()
+    assert all(torch.equal(a, b) for a, b in zip(before, vae.parameters()))
+
+def test_every_step_learns(x):
+    for step in (plain_step(Plain(model_of("vae", TINY)), x), lambda s=our_step("gpvae", TINY, x): -s()[0]):
+        torch.manual_seed(0)
+        losses = [float(step()) for _ in range(300)]
+        assert sum(losses[-20:]) < sum(losses[:20])
+
+@pytest.mark.parametrize("k", [1, 7, 50, 120])
+def test_the_plain_estimator_uses_k_samples(vae, x, k):
+    rows = []
+    plain = Plain(vae)
+    plain.decoder.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    assert plain_iwae(plain, x, k).shape == (16,) and sum(rows) == k and max(rows) <= 50
+
+def test_the_plain_estimator_agrees_with_ours(vae, x):
+    torch.manual_seed(0)
+    with torch.inference_mode(): ours = estimate_batch(vae, x, 5000).iwae
+    torch.testing.assert_close(plain_iwae(Plain(vae), x, 5000).double(), ours, atol=0.05, rtol=0)
+
+def count_flops(monkeypatch, call):
+    total, mm = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: total.append(a.shape[0] * a.shape[1] * b.shape[1]) or mm(a, b, out=out))
+    call()
+    return sum(total)
+
+def test_the_floor_has_the_products_of_the_networks(vae, monkeypatch):
+    layers = layers_of(vae)
+    assert layers == [(36, 16), (16, 12), (12, 2), (12, 2), (2, 12), (12, 16), (16, 36)]
+    size = sum(n * m for n, m in layers)
+    assert count_flops(monkeypatch, step_products(layers, 8, CPU)) == 8 * (3 * size - 36 * 16)
+    encoder, decoder = (sum(n * m for n, m in layers_of(part)) for part in (vae.encoder, vae.decoder))
+    assert count_flops(monkeypatch, iwae_products(vae, TINY, CPU)) == 3 * encoder + 60 * decoder
+
+def test_turns_are_alternating_and_follow_an_untimed_call():
+    order = []
+    contenders = {name: Contender(lambda name=name: order.append(name)) for name in "ab"}
+    times = take_turns(contenders, rounds=2, seconds=1e-9)
+    assert "".join(order) == "ab" + "ab" + "aabb" + "bbaa" and [len(t) for t in times.values()] == [2, 2]
+
+def test_times_are_milliseconds_a_unit():
+    times = take_turns({"nap": Contender(lambda: time.sleep(0.02), 4)}, rounds=3, seconds=0.001)
+    assert all(4.9 < t < 8 for t in times["nap"])
+
+def test_a_ratio_is_paired_and_its_interval_holds_the_median():
+    under = [1., 2., 4., 8., 16.]
+    assert ratio([3 * t for t in under], under) == Ratio(3, 3, 3)
+    r = ratio([1., 2., 3., 4., 100.], [1.] * 5)
+    assert r.low <= r.median == 3 <= r.high and r.high == 100
+
+def test_targets_name_contenders_that_exist(x):
+    known = {"step": {*step_contenders(TINY, x), "pythae"}, "iwae": {*iwae_contenders(TINY, x), "pythae"}, "posterior": {*METHODS}}
+    assert set(known) == set(GROUPS)
+    for t in TARGETS: assert {t.over, t.under} <= known[t.group]
+
+def test_targets_are_judged_from_the_numbers():
+    times = lambda **t: {k.replace("_", " "): [v, v] for k, v in t.items()}
+    groups = {"step": times(vae=1., gpvae=1.1, plain_eager=1.6, matrix_products=0.6), "iwae": times(vae=1., pythae=5., matrix_products=0.7), "posterior": times(vae=1., gpvae=1.2)}
+    assert list(targets_table({"groups": groups})["met"]) == ["yes", "no", "yes", "yes", "no", "no"]
+    assert target_row(TARGETS[0], {})["met"] == target_row(TARGETS[0], {"step": times(vae=1.)})["measured"] == ""
+
+def test_a_result_survives_json_and_is_reported(tmp_path):
+    result = benchmark(TINY, rounds=2, seconds=1e-4, threads=1, profiles=True)
+    again = json.loads(json.dumps(result))
+    assert set(again["groups"]) == set(GROUPS) and set(again["groups"]["posterior"]) == set(METHODS) and "date" not in json.dumps(result)
+    assert again["machine"]["torch"] == torch.__version__ and {"step of vae", "step of gpvae", "step of plain eager", "iwae of vae"} <= set(again["profiles"])
+    text = report(again)
+    for name in ("plain eager", "matrix products", "times as fast as pythae", torch.__version__): assert name in text
+    for group in GROUPS: assert times_table(again, group).loc["vae"].iloc[1] == "1.00 [1.00, 1.00]"
+
+def test_shares_of_a_profile_add_up():
+    a = torch.rand(200, 200)
+    rows = profile(lambda: (a @ a).relu(), n=5, top=2)
+    assert abs(sum(r["share"] for r in rows) - 1) < 0.01 and rows[0]["operator"] == "aten::mm" and rows[0]["calls"] == 1 and rows[-1]["operator"] == "all others"
+    assert profile_table(rows).index[0] == "mm"
+
+@pytest.mark.parametrize("argv, said", [(["--groups", "steps"], "did you mean 'step'"), (["--threads", "0"], "must be positive"), (["--rounds", "0"], "must be positive")])
+def test_wrong_input_is_one_line(argv, said, capsys, monkeypatch):
+    monkeypatch.setattr(benchmarks, "Sizes", lambda: TINY)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    assert benchmarks.main(argv) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmarks, "Sizes", lambda: TINY)
+    threads = torch.get_num_threads()
+    assert benchmarks.main(["--threads", "1", "--rounds", "2", "--seconds", "0.0001", "--groups", "posterior", "--out", str(tmp_path / "b.json")]) == 0
+    assert report(json.loads((tmp_path / "b.json").read_text())) in capsys.readouterr().out
+    torch.set_num_threads(threads)
+
+# A GPU's part, played through on the CPU: a "graph" that remembers nothing, so this proves only that the steps are made in order and return what they should.
+
+class FakeGraph:
+    replays = 0
+    def replay(self): FakeGraph.replays += 1
+
+class FakeStream:
+    def wait_stream(self, other): pass
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    context = lambda *args: contextlib.nullcontext()
+    for name, value in dict(Stream=FakeStream, CUDAGraph=FakeGraph, stream=context, graph=context, current_stream=FakeStream, synchronize=lambda: None).items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+def test_the_captured_path_runs_in_order(fake_cuda, x):
+    model = model_of("gpvae", TINY)
+    step = captured_step(model, x[:8], 50_000, TrainConfig(), warmup=2)
+    FakeGraph.replays = 0
+    terms = step(x[8:])
+    assert terms.shape == (4,) and terms.isfinite().all() and FakeGraph.replays == 1
+    assert epoch_seconds(step, (255 * images(20, TINY.side)[0]).byte(), 8) > 0 and FakeGraph.replays == 3 # two full batches, the rest left out
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available here")
+@pytest.mark.parametrize("method", ["vae", "gpvae"])
+def test_a_captured_step_learns_on_a_gpu(method):
+    x = images(TINY.batch, TINY.side)[0].cuda()
+    step = captured_step(model_of(method, TINY).cuda(), x, 1000, TrainConfig())
+    bounds = [step(x)[0].item() for _ in range(300)]
+    assert sum(bounds[-20:]) > sum(bounds[:20])
+
+@pytest.mark.skipif(not benchmarks.has_pythae(), reason="pythae is not installed: pip install gpvae[bench]")
+def test_pythae_computes_the_same(vae, x):
+    plain = Plain(vae)
+    theirs = benchmarks.pythae_model(plain, TINY)
+    torch.manual_seed(1); ours = -vae.elbo(x).mean()
+    torch.manual_seed(1); torch.testing.assert_close(theirs({"data": x}).loss, ours)
+    with torch.no_grad(), torch.random.fork_rng(): assert abs(theirs.get_nll(x, 2000) - plain_iwae(plain, x, 2000).mean()) < 0.1
+
+def test_unknown_groups_are_refused():
+    with pytest.raises(InputError, match="group 'iwea' is unknown"): benchmark(TINY, ["iwea"])
