@@ -341,9 +341,13 @@ def profile(call: Callable[[], object], n: int = 20, top: int = 12) -> list[dict
     row = lambda name, es: {"operator": name, "share": round(sum(e.self_cpu_time_total for e in es) / total, 4), "calls": round(sum(e.count for e in es) / n, 1)}
     return [row(e.key, [e]) for e in events[:top]] + [row("all others", events[top:])]
 
-def profile_table(rows: list[dict]) -> pd.DataFrame:
-    "A profile for reading."
-    return pd.DataFrame([{"operator": r["operator"].removeprefix("aten::"), "share": f"{r['share']:.1%}", "calls": f"{r['calls']:g}"} for r in rows]).set_index("operator")
+def profile_table(profiles: dict[str, list[dict]], # by contender
+                  least: float = 0.01              # operators with a smaller share in all of them are left out
+                 ) -> pd.DataFrame:                # one column a contender, the largest share first
+    "Profiles side by side; an empty cell is a share too small to be listed."
+    shares = pd.DataFrame({name: {r["operator"].removeprefix("aten::"): r["share"] for r in rows} for name, rows in profiles.items()})
+    shares = shares.loc[shares.max(axis=1).sort_values(ascending=False).index]
+    return shares[shares.max(axis=1) >= least].map(lambda v: "" if pd.isna(v) else f"{v:.1%}")
 
 # %% ../nbs/90_benchmarks.ipynb #8909f4e7
 def captured_step(model: VAE, x: Float[Tensor, "B C H W"], n_train: int, config: TrainConfig, warmup: int = 3) -> Callable[[Tensor], Tensor]:
