@@ -118,7 +118,7 @@ def test_shares_of_a_profile_add_up():
     rows = profile(lambda: (a @ a).relu(), n=5, top=2)
     assert abs(sum(r["share"] for r in rows) - 1) < 0.01 and rows[0]["operator"] == "aten::mm" and rows[0]["calls"] == 1 and rows[-1]["operator"] == "all others"
     table = profile_table({"product": rows, "other": [{"operator": "aten::mm", "share": 0.004, "calls": 1}, {"operator": "aten::add", "share": 0.996, "calls": 1}]})
-    assert list(table.index[:2]) == ["add", "mm"] and table.loc["add"].tolist() == ["", "99.6%"] and table.loc["mm", "other"] == "0.4%"
+    assert table.index[0] == "add" and "mm" in table.index and table.loc["add"].tolist() == ["", "99.6%"] and table.loc["mm", "other"] == "0.4%"
 
 @pytest.mark.parametrize("argv, said", [(["--groups", "steps"], "did you mean 'step'"), (["--threads", "0"], "must be positive"), (["--rounds", "0"], "must be positive")])
 def test_wrong_input_is_one_line(argv, said, capsys, monkeypatch):
