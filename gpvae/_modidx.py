@@ -307,6 +307,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'gpvae.train.beta': ('train.html#beta', 'gpvae/train.py'),
                              'gpvae.train.check_finite': ('train.html#check_finite', 'gpvae/train.py'),
                              'gpvae.train.epoch_seed': ('train.html#epoch_seed', 'gpvae/train.py'),
+                             'gpvae.train.flushed_denormals': ('train.html#flushed_denormals', 'gpvae/train.py'),
                              'gpvae.train.learning_rate': ('train.html#learning_rate', 'gpvae/train.py'),
                              'gpvae.train.load_checkpoint': ('train.html#load_checkpoint', 'gpvae/train.py'),
                              'gpvae.train.optimizer_tensors': ('train.html#optimizer_tensors', 'gpvae/train.py'),
