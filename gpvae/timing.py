@@ -34,10 +34,10 @@ def posterior_ms(model: VAE,
                  x: Float[Tensor, "B C H W"], # the batch
                  repeats: int = 50            # timed calls
                 ) -> float:                   # median, ms
-    "Median time to the test-time posterior of a batch."
+    "Median time to the test-time posterior of a batch and one sample of it."
     model.eval()
     with torch.no_grad() if getattr(model.encoder, "needs_grad", False) else torch.inference_mode():
-        return float(np.median(milliseconds(lambda: model.posterior(x).mean, repeats, device=x.device)))
+        return float(np.median(milliseconds(lambda: model.posterior(x).rsample_and_log_prob(), repeats, device=x.device)))
 
 # %% ../nbs/74_timing.ipynb #c2ccf1a1
 def step_ms(model: VAE,                  # is changed by the steps

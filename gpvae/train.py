@@ -64,13 +64,14 @@ def train_step(model: VAE, optimizer: torch.optim.Optimizer, x: Tensor,
                n_train: int,       # N of the objective
                config: TrainConfig
               ) -> Float[Tensor, "4"]: # the terms, nats per image, and the gradient's norm
-    "One ascent step on the objective."
-    terms, weight_kl = model.terms(x, config.n_samples), model.weight_kl_per_image(n_train)
-    loss = -terms.elbo(beta).mean() + weight_kl
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_norm)
-    optimizer.step()
+    "One ascent step on each of the method's objectives; most have one, the bound."
+    for objective, terms in model.objectives(x, beta, config.n_samples):
+        weight_kl = model.weight_kl_per_image(n_train)
+        loss = -objective.mean() + weight_kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_norm)
+        optimizer.step()
     return torch.stack([terms.log_px_z.mean(), terms.kl.mean(), weight_kl, norm]).detach()
 
 # %% ../nbs/60_train.ipynb #fc07f101

@@ -26,6 +26,9 @@ MUTATIONS = {
     "no constant in the density": Mutation("posteriors", " - 0.5 * z.shape[-1] * math.log(2 * math.pi)", "", "oracles::test_exact_posterior_has_constant_weights"),
     "mixture without the weights of its components": Mutation("posteriors", "self.log_pi + log_normal(", "log_normal(", "oracles::test_mixture_bound_is_above_its_components"),
     "components drawn alike": Mutation("posteriors", "log_pi.exp().cumsum(0)", "(0 * log_pi).softmax(0).cumsum(0)", "oracles::test_mixture_density_and_samples"),
+    "no log-determinant in the full density": Mutation("posteriors", "log_normal(eps) - self.log_det()\n\n    def kl(self)", "log_normal(eps)\n\n    def kl(self)", "oracles::test_full_gaussian_as_the_exact_posterior"),
+    "full covariance transposed": Mutation("posteriors", '"bij,sbj->sbi"', '"bji,sbj->sbi"', "oracles::test_full_gaussian_as_the_exact_posterior"),
+    "strata without their weights": Mutation("posteriors", "return z, self.log_prob(z), pi / S", "return z, self.log_prob(z), torch.full_like(pi, 1 / len(pi))", "oracles::test_strata_give_the_mixture_bound"),
     "inflation of the standard deviation": Mutation("posteriors", "DiagonalGaussian(self.mu, self.log_sigma + 0.5 * math.log(factor))", "DiagonalGaussian(self.mu, self.log_sigma + math.log(factor))",
                                                     "oracles::test_inflation_is_of_the_variance"),
     # likelihoods and the bound
@@ -56,8 +59,8 @@ MUTATIONS = {
     "last batch dropped": Mutation("iwae", "for part in x.split(batch_size):", "for part in x[:len(x) // batch_size * batch_size].split(batch_size):", "oracles::test_evaluation_drops_nothing_and_keeps_the_order"),
     "new noise for every evaluation": Mutation("iwae", SEEDED, "generator = None", "oracles::test_evaluation_is_seeded"),
     # training
-    "no warm-up of the KL": Mutation("train", "terms.elbo(beta)", "terms.elbo()", "train::test_step_is_the_gradient_of_the_objective"),
-    "no weight KL in the loss": Mutation("train", "terms.elbo(beta).mean() + weight_kl", "terms.elbo(beta).mean() + 0 * weight_kl", "train::test_step_is_the_gradient_of_the_objective"),
+    "no warm-up of the KL": Mutation("vae", "yield terms.elbo(beta), terms", "yield terms.elbo(), terms", "train::test_step_is_the_gradient_of_the_objective"),
+    "no weight KL in the loss": Mutation("train", "loss = -objective.mean() + weight_kl", "loss = -objective.mean() + 0 * weight_kl", "train::test_step_is_the_gradient_of_the_objective"),
     "gradient not clipped": Mutation("train", "clip_grad_norm_(model.parameters(), config.max_norm)", 'clip_grad_norm_(model.parameters(), float("inf"))', "train::test_gradient_is_clipped_and_its_norm_is_recorded"),
     "batch size in the place of N": Mutation("train", "beta(step, len(batches), config), n, config)", "beta(step, len(batches), config), len(batch), config)", "train::test_the_loop_follows_the_schedules"),
     "worst epoch chosen": Mutation("train", "return max(range(", "return min(range(", "train::test_best_epoch_has_the_highest_validation_bound_and_its_weights_are_returned"),

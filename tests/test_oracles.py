@@ -8,7 +8,7 @@ from torch import nn
 from gpvae.gp_encoder import RandomLinear, marginal
 from gpvae.iwae import RunningWeights, ess, estimate_batch, evaluate, iwae
 from gpvae.likelihoods import Bernoulli, Gaussian
-from gpvae.posteriors import DiagonalGaussian, GaussianMixture, gaussian_kl, log_normal
+from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, gaussian_kl, log_normal
 from gpvae.vae import VAE, AmortizedEncoder
 from toys import F64, SHAPE, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model, binary_images, gp_encoder, perturb, seeded
 
@@ -22,6 +22,15 @@ def test_exact_posterior_has_constant_weights():
     model = lg.model(lg.exact)
     z, log_qz_x = model.posterior(x).rsample_and_log_prob(50, seeded())
     close(model.log_joint(x, z) - log_qz_x, lg.log_px(x).expand(50, -1))
+
+def test_full_gaussian_as_the_exact_posterior():
+    "Its samples, its density anywhere and its KL, against the closed likelihood and torch's own KL."
+    lg = LinearGaussian()
+    x = lg.images(5)
+    q = FullGaussian(lg.mean(x), torch.linalg.cholesky(lg.cov).expand(5, Z, Z))
+    z, log_qz_x = q.rsample_and_log_prob(50, seeded())
+    close(lg.model(lg.exact).log_joint(x, z) - log_qz_x, lg.log_px(x).expand(50, -1))
+    close(q.log_prob(z), log_qz_x); close(q.log_prob(z + 1), lg.exact(x).log_prob(z + 1)); close(q.kl(), lg.exact(x).kl())
 
 def test_exact_diagonal_posterior_has_constant_weights():
     lg = LinearGaussian(orthogonal=True)
@@ -291,6 +300,18 @@ def trained(model, x, steps=100):
         loss = -model.train().elbo(x).mean() + model.weight_kl_per_image(len(x))
         optimizer.zero_grad(); loss.backward(); optimizer.step()
     return model.eval()
+
+def test_strata_give_the_mixture_bound():
+    "The bound from every component, weighted, is that of samples of the mixture; components and weights are far from equal."
+    lg = LinearGaussian()
+    x = lg.images(3).repeat(500, 1, 1, 1)
+    mu = lg.mean(x) + torch.tensor([[[0.]], [[0.5]], [[-1.]]], dtype=F64)
+    q = GaussianMixture(mu, torch.full_like(mu, -0.5), torch.tensor([0.7, 0.2, 0.1], dtype=F64).log()[:, None].expand(3, len(x)))
+    model = lg.model(lambda x: q)
+    z, log_qz_x = q.rsample_and_log_prob(200, seeded(1))
+    sampled = (model.log_joint(x, z) - log_qz_x).mean(0).reshape(500, 3).mean(0)
+    strata = model.elbo(x, 40, seeded(2)).detach().reshape(500, 3)
+    assert ((strata.mean(0) - sampled).abs() < 5 * 2**0.5 * strata.std(0) / 500**0.5).all()
 
 def test_mixture_bound_is_above_its_components():
     x = binary_images(64)
