@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BUDGETS', 'PROTOCOL', 'AT_LEAST_ONE', 'COLUMNS', 'method_options', 'Settings', 'RunSpec', 'parse_setting',
-           'check_value', 'check_spec', 'settings_of', 'load_images', 'build_model', 'spec_hash', 'runs_root',
-           'write_json', 'RunResult', 'read_spec', 'load_model', 'commit', 'device_name', 'peak_mb', 'evaluate_modes',
-           'uncertainties', 'open_folder', 'pick_device', 'measure', 'run', 'locked', 'train_run', 'time_run']
+           'settings_text', 'check_value', 'check_spec', 'settings_of', 'load_images', 'build_model', 'spec_hash',
+           'runs_root', 'write_json', 'RunResult', 'read_spec', 'load_model', 'commit', 'device_name', 'peak_mb',
+           'evaluate_modes', 'uncertainties', 'open_folder', 'pick_device', 'measure', 'run', 'locked', 'train_run',
+           'time_run']
 
 # %% ../nbs/80_run.ipynb #3e3b5db5
 import ast
@@ -107,6 +108,10 @@ def parse_setting(text: str) -> tuple[str, object]:
     except (ValueError, SyntaxError): return key, value
 
 # %% ../nbs/80_run.ipynb #4613c410
+def settings_text(settings: tuple[tuple[str, object], ...]) -> str:
+    "Changed settings as results files name them: `key=value`, sorted, with spaces between."
+    return " ".join(f"{k}={v}" for k, v in sorted(settings))
+
 def check_value(key: str, value: object, default: object) -> None:
     "Raise `InputError` if a setting's value is of another kind than its default."
     like = lambda v, d: isinstance(v, (int, float) if isinstance(d, float) else type(d)) and isinstance(v, bool) <= isinstance(d, bool)
@@ -290,7 +295,7 @@ def measure(spec: RunSpec, key: str, trainer: Trainer, splits: Splits, folder: P
     found = dict(elbo=r.elbo.mean().item(), iwae=r.iwae.mean().item(), iwae_k=s.k, iwae_se=r.standard_error(), ess=r.ess.mean().item(), active_units=best["valid_active"],
                  train_seconds=trainer.seconds, epoch_seconds=trainer.seconds / len(trainer.history), infer_ms_batch=None, infer_ms_one=None, step_ms=None, peak_mb=peak_mb(device),
                  device=device_name(device), torch=torch.__version__, commit=commit(), protocol=PROTOCOL, spec=key, valid_elbo=best["valid_elbo"],
-                 best_epoch=trainer.best_epoch, epochs=len(trainer.history), kl=best["valid_kl"], inflation=s.inflation, settings=" ".join(f"{k}={v}" for k, v in sorted(spec.settings)))
+                 best_epoch=trainer.best_epoch, epochs=len(trainer.history), kl=best["valid_kl"], inflation=s.inflation, settings=settings_text(spec.settings))
     return {c: (asdict(spec) | found)[c] for c in COLUMNS} | {"modes": evaluate_modes(model, x, splits.eval_binarisation, s)}
 
 # %% ../nbs/80_run.ipynb #ee1823e5
