@@ -276,6 +276,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'gpvae.run.measure': ('run.html#measure', 'gpvae/run.py'),
                            'gpvae.run.method_options': ('run.html#method_options', 'gpvae/run.py'),
                            'gpvae.run.open_folder': ('run.html#open_folder', 'gpvae/run.py'),
+                           'gpvae.run.options_of': ('run.html#options_of', 'gpvae/run.py'),
                            'gpvae.run.parse_setting': ('run.html#parse_setting', 'gpvae/run.py'),
                            'gpvae.run.peak_mb': ('run.html#peak_mb', 'gpvae/run.py'),
                            'gpvae.run.pick_device': ('run.html#pick_device', 'gpvae/run.py'),
