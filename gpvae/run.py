@@ -65,7 +65,7 @@ class Settings:
     lr: float = 1e-3
     milestones: tuple[float, ...] = ()
     lr_factor: float = 10 ** -0.5
-    weight_decay: float = 0.1
+    weight_decay: float = 0.2
     max_norm: float = 100.
     kl_warmup: float = 40
     noise_warmup: float = 0
