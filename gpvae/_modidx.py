@@ -244,6 +244,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'gpvae.posteriors.randn': ('posteriors.html#randn', 'gpvae/posteriors.py'),
                                   'gpvae.posteriors.systematic': ('posteriors.html#systematic', 'gpvae/posteriors.py')},
             'gpvae.recipe': { 'gpvae.recipe.curve_grid': ('recipe.html#curve_grid', 'gpvae/recipe.py'),
+                              'gpvae.recipe.difference_table': ('recipe.html#difference_table', 'gpvae/recipe.py'),
                               'gpvae.recipe.keep_finished': ('recipe.html#keep_finished', 'gpvae/recipe.py'),
                               'gpvae.recipe.line_of': ('recipe.html#line_of', 'gpvae/recipe.py'),
                               'gpvae.recipe.not_kept': ('recipe.html#not_kept', 'gpvae/recipe.py'),

@@ -34,7 +34,7 @@ def test_the_page_renders_from_the_results_files_alone(tmp_path, monkeypatch):
     assert str(tmp_path) not in nbformat.writes(page) and "parameters" in str([c.metadata for c in page.cells])
 
 def made_up(method, seed, iwae):
-    row = dict.fromkeys(COLUMNS) | dict(dataset="toy", method=method, seed=seed, z_dim=2, budget="cpu", n_train=9, elbo=float(iwae.mean()) - 1, iwae=float(iwae.mean()), iwae_k=100, active_units=2,
+    row = dict.fromkeys(COLUMNS) | dict(protocol=1, dataset="toy", method=method, seed=seed, z_dim=2, budget="cpu", n_train=9, elbo=float(iwae.mean()) - 1, iwae=float(iwae.mean()), iwae_k=100, active_units=2,
                                         ess=9., train_seconds=1., infer_ms_batch=1., infer_ms_one=.1, step_ms=9., spec=f"{method}{seed}")
     return RunResult(Path(), row, {"iwae": iwae, "elbo": iwae - 1})
 
