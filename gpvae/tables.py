@@ -61,7 +61,9 @@ def save_results(results: Iterable[RunResult], # finished runs
     table = table[table["protocol"] == rows["protocol"].iloc[-1]]
     write_atomically(paths["csv"], lambda p: table.to_csv(p, index=False, float_format="%.6g"))
     modes = pd.DataFrame([row for r in results for row in mode_rows(r)])
-    if len(modes): write_atomically(paths["modes"], lambda p: merge(read_csv(paths["modes"]), modes, ["spec", "mode"]).query("spec in @table.spec").to_csv(p, index=False, float_format="%.6g"))
+    if len(modes):
+        modes = merge(read_csv(paths["modes"]), modes, ["spec", "mode"])
+        write_atomically(paths["modes"], lambda p: modes[modes["spec"].isin(table["spec"])].to_csv(p, index=False, float_format="%.6g"))
     images = read_images(paths["images"]) | {f"{r.metrics['spec']}_{name}": np.round(64 * r.per_image[name][:N_IMAGES].float().numpy()) / 64 for r in results for name in ("elbo", "iwae")}
     images = {k: v for k, v in images.items() if k.split("_")[0] in set(table["spec"])}
     with open(paths["images"].with_name(f".{os.getpid()}.npz"), "wb") as f: np.savez_compressed(f, **images)
