@@ -18,7 +18,7 @@ from queue import Queue
 import pandas as pd
 import gpvae
 from .checks import InputError, choose, require
-from .run import BUDGETS, METHODS, RunResult, RunSpec, check_spec, load_images, run, runs_root, spec_hash, time_run
+from .run import BUDGETS, RunResult, RunSpec, check_spec, load_images, runs_root, spec_hash, time_run
 from .tables import likelihood_table, read_csv, read_images, result_paths, save_results
 
 # %% ../nbs/85_reproduce.ipynb #4c1bf7dc

@@ -70,6 +70,7 @@ MUTATIONS = {
     # training
     "no warm-up of the KL": Mutation("vae", "yield terms.elbo(beta), terms", "yield terms.elbo(), terms", "train::test_step_is_the_gradient_of_the_objective"),
     "no weight KL in the loss": Mutation("train", "loss = -objective.mean() + weight_kl", "loss = -objective.mean() + 0 * weight_kl", "train::test_step_is_the_gradient_of_the_objective"),
+    "decay of everything": Mutation("train", "some = {id(p) for p in decayed(model)}", "some = {id(p) for p in model.parameters()}", "train::test_weight_decay_shrinks_the_layers_and_nothing_else"),
     "gradient not clipped": Mutation("train", "clip_grad_norm_(model.parameters(), config.max_norm)", 'clip_grad_norm_(model.parameters(), float("inf"))', "train::test_gradient_is_clipped_and_its_norm_is_recorded"),
     "batch size in the place of N": Mutation("train", "beta(step, len(batches), config), n, config)", "beta(step, len(batches), config), len(batch), config)", "train::test_the_loop_follows_the_schedules"),
     "worst epoch chosen": Mutation("train", "return max(range(", "return min(range(", "train::test_best_epoch_has_the_highest_validation_bound_and_its_weights_are_returned"),
