@@ -58,6 +58,15 @@ MUTATIONS = {
     "log q added": Mutation("iwae", "torch.cat(log_joint) - log_qz_x", "torch.cat(log_joint) + log_qz_x", "oracles::test_exact_diagonal_posterior_has_constant_weights"),
     "last batch dropped": Mutation("iwae", "for part in x.split(batch_size):", "for part in x[:len(x) // batch_size * batch_size].split(batch_size):", "oracles::test_evaluation_drops_nothing_and_keeps_the_order"),
     "new noise for every evaluation": Mutation("iwae", SEEDED, "generator = None", "oracles::test_evaluation_is_seeded"),
+    # annealed importance sampling
+    "momentum against the gradient": Mutation("ais", "v + 0.5 * step * state.grad(beta)", "v - 0.5 * step * state.grad(beta)", "ais::test_leapfrog_keeps_the_energy_to_second_order"),
+    "no second half step": Mutation("ais", "state = at(state.z + step * v)\n        v = kick(state, v)\n", "state = at(state.z + step * v)\n", "ais::test_leapfrog_runs_back"),
+    "every proposal taken": Mutation("ais", "refused = torch.special.log_ndtr(choice) >= log_accept", "refused = torch.zeros_like(choice, dtype=torch.bool)", "ais::test_transition_leaves_the_posterior_alone"),
+    "a NaN refused": Mutation("ais", "refused = torch.special.log_ndtr(choice) >= log_accept", "refused = ~(torch.special.log_ndtr(choice) < log_accept)", "ais::test_nan_that_only_a_trajectory_meets_is_no_rejection"),
+    "weight counted after the transition": Mutation("ais", "counted = state if reverse else before", "counted = state", "ais::test_the_mean_weight_is_the_likelihood"),
+    "no log of the number of chains": Mutation("ais", "return LogLikelihood.of(iwae(log_w), ", "return LogLikelihood.of(torch.logsumexp(log_w, 0), ", "ais::test_from_the_exact_posterior_every_weight_is_exact"),
+    "reverse bound with the forward sign": Mutation("ais", "-iwae(-log_w), ess(-log_w)", "iwae(log_w), ess(log_w)", "ais::test_sides_are_ordered_and_both_are_exact_on_average"),
+    "noise by the place in the chunk": Mutation("ais", "for i in self.index]", "for i in range(len(self.index))]", "ais::test_results_do_not_depend_on_chunks"),
     # training
     "no warm-up of the KL": Mutation("vae", "yield terms.elbo(beta), terms", "yield terms.elbo(), terms", "train::test_step_is_the_gradient_of_the_objective"),
     "no weight KL in the loss": Mutation("train", "loss = -objective.mean() + weight_kl", "loss = -objective.mean() + 0 * weight_kl", "train::test_step_is_the_gradient_of_the_objective"),
