@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 import gpvae
+from .baselines.vlae import LaplaceEncoder
 from .checks import InputError, choose, require
 from .data import ImageSet, Splits, check_binarisation, load, prepare_splits, to_float
 from .gp_encoder import GPEncoder
@@ -45,6 +46,7 @@ METHODS = {
     "gpvae":      (GPEncoder, {}),
     "gpvae-mean": (GPEncoder, {"covariance": "none"}), # the control: same parameterisation, nothing random
     "vae-dropout": (AmortizedEncoder, {"dropout": 0.2}), # a cheap rival: dropout on the same features
+    "vlae":       (LaplaceEncoder, {}), # more solves: --set n_solves=4
 }
 
 def method_options(method: str) -> set[str]:
