@@ -59,9 +59,11 @@ class DiagonalGaussian:
     @property
     def mean(self) -> Float[Tensor, "B Z"]: return self.mu
 
+    def at(self, eps: Float[Tensor, "S #B Z"]) -> Float[Tensor, "S B Z"]: return self.mu + self.log_sigma.exp() * eps # z of given noise
+
     def rsample_and_log_prob(self, S: int = 1, generator: torch.Generator|None = None) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]]:
         eps = randn((S, *self.mu.shape), self.mu, generator)
-        return self.mu + self.log_sigma.exp() * eps, log_normal(eps) - self.log_sigma.sum(-1)
+        return self.at(eps), log_normal(eps) - self.log_sigma.sum(-1)
 
     def log_prob(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]: return log_normal(z, self.mu, self.log_sigma)
 
@@ -83,9 +85,11 @@ class FullGaussian:
 
     def log_det(self) -> Float[Tensor, "B"]: return self.L.diagonal(dim1=-2, dim2=-1).log().sum(-1) # of L
 
+    def at(self, eps: Float[Tensor, "S #B Z"]) -> Float[Tensor, "S B Z"]: return self.mu + torch.einsum("bij,sbj->sbi", self.L, eps) # z of given noise
+
     def rsample_and_log_prob(self, S: int = 1, generator: torch.Generator|None = None) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]]:
         eps = randn((S, *self.mu.shape), self.mu, generator)
-        return self.mu + torch.einsum("bij,sbj->sbi", self.L, eps), log_normal(eps) - self.log_det()
+        return self.at(eps), log_normal(eps) - self.log_det()
 
     def log_prob(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         eps = torch.linalg.solve_triangular(self.L, (z - self.mu).permute(1, 2, 0), upper=False).permute(2, 0, 1)

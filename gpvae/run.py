@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 import gpvae
 from .baselines.vlae import LaplaceEncoder
+from .baselines.semi_amortized import gp_semi_amortized, semi_amortized
+from .baselines.svi import svi
 from .checks import InputError, choose, require
 from .data import ImageSet, Splits, check_binarisation, load, prepare_splits, to_float
 from .gp_encoder import GPEncoder
@@ -47,6 +49,15 @@ METHODS = {
     "gpvae-mean": (GPEncoder, {"covariance": "none"}), # the control: same parameterisation, nothing random
     "vae-dropout": (AmortizedEncoder, {"dropout": 0.2}), # a cheap rival: dropout on the same features
     "vlae":       (LaplaceEncoder, {}), # more solves: --set n_solves=4
+    "sa-1":       (semi_amortized, {"steps": 1}),
+    "sa-2":       (semi_amortized, {"steps": 2}),
+    "sa-4":       (semi_amortized, {"steps": 4}),
+    "sa-8":       (semi_amortized, {"steps": 8}),
+    "gpvae+sa-1": (gp_semi_amortized, {"steps": 1}),
+    "gpvae+sa-2": (gp_semi_amortized, {"steps": 2}),
+    "gpvae+sa-4": (gp_semi_amortized, {"steps": 4}),
+    "gpvae+sa-8": (gp_semi_amortized, {"steps": 8}),
+    "svi":        (svi, {}),
 }
 
 def method_options(method: str) -> set[str]:

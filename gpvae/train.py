@@ -128,7 +128,7 @@ def validation_bound(model: VAE,
     with torch.no_grad() if getattr(model.encoder, "needs_grad", False) else torch.inference_mode():
         for part in x.split(batch_size):
             batch = to_float(part, binarisation)
-            q = model.posterior(batch)
+            q = model.posterior(batch, validation=True)
             terms = model.terms_of(q, batch, 1, generator)
             bounds.append(terms.elbo()); kls.append(terms.kl); means.append(q.mean)
     model.train(was_training)

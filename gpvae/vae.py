@@ -64,9 +64,10 @@ class VAE(nn.Module):
     def log_joint(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         return self.log_px_z(x, z) + log_normal(z)
 
-    def posterior(self, x: Tensor) -> Posterior:
+    def posterior(self, x: Tensor, validation: bool = False) -> Posterior: # `validation`: by the encoder that chooses the best epoch
         require(len(x) > 0, "a batch of no images has no posterior: pass at least one image")
-        return self.encoder(x, LogJoint(self, x))
+        encoder = getattr(self.encoder, "validation", self.encoder) if validation else self.encoder
+        return encoder(x, LogJoint(self, x))
 
     def terms(self, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> ElboTerms:
         return self.terms_of(self.posterior(x), x, n_samples, generator)
