@@ -20,6 +20,10 @@ class Bernoulli(nn.Module):
                 ) -> Float[Tensor, "*S B"]:          # nats per image
         return -F.softplus(eta).addcmul_(x, eta, value=-1).sum(-1)
 
+    def score(self, eta: Float[Tensor, "*S B D"], x: Float[Tensor, "B D"]) -> Float[Tensor, "*S B D"]: return x - torch.sigmoid(eta)
+
+    def curvature(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return torch.sigmoid(eta) * torch.sigmoid(-eta)
+
     def mean(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return torch.sigmoid(eta)
 
     def sample(self, eta: Float[Tensor, "*S D"], generator: torch.Generator|None = None) -> Float[Tensor, "*S D"]:
@@ -45,6 +49,10 @@ class Gaussian(nn.Module):
                 ) -> Float[Tensor, "*S B"]:          # nats per image
         s = self.scale.expand(x.shape[-1])
         return -0.5 * (((x - eta) / s).square().sum(-1) + (2 * s.log() + math.log(2 * math.pi)).sum())
+
+    def score(self, eta: Float[Tensor, "*S B D"], x: Float[Tensor, "B D"]) -> Float[Tensor, "*S B D"]: return (x - eta) / self.scale.square()
+
+    def curvature(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return self.scale.pow(-2).expand(eta.shape)
 
     def mean(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return eta
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BUDGETS', 'PROTOCOL', 'AT_LEAST_ONE', 'COLUMNS', 'method_options', 'Settings', 'RunSpec', 'parse_setting',
-           'check_value', 'check_spec', 'settings_of', 'load_images', 'build_model', 'spec_hash', 'runs_root',
-           'write_json', 'RunResult', 'read_spec', 'load_model', 'commit', 'device_name', 'peak_mb', 'evaluate_modes',
-           'uncertainties', 'open_folder', 'pick_device', 'measure', 'run', 'locked', 'train_run', 'time_run']
+           'settings_text', 'check_value', 'check_spec', 'settings_of', 'load_images', 'options_of', 'build_model',
+           'spec_hash', 'runs_root', 'write_json', 'RunResult', 'read_spec', 'load_model', 'commit', 'device_name',
+           'peak_mb', 'evaluate_modes', 'uncertainties', 'open_folder', 'pick_device', 'measure', 'run', 'locked',
+           'train_run', 'time_run']
 
 # %% ../nbs/80_run.ipynb #3e3b5db5
 import ast
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 import gpvae
+from .baselines.vlae import LaplaceEncoder
 from .baselines.semi_amortized import gp_semi_amortized, semi_amortized
 from .baselines.svi import svi
 from .checks import InputError, choose, require
@@ -46,6 +48,7 @@ METHODS = {
     "gpvae":      (GPEncoder, {}),
     "gpvae-mean": (GPEncoder, {"covariance": "none"}), # the control: same parameterisation, nothing random
     "vae-dropout": (AmortizedEncoder, {"dropout": 0.2}), # a cheap rival: dropout on the same features
+    "vlae":       (LaplaceEncoder, {}), # more solves: --set n_solves=4
     "sa-1":       (semi_amortized, {"steps": 1}),
     "sa-2":       (semi_amortized, {"steps": 2}),
     "sa-4":       (semi_amortized, {"steps": 4}),
@@ -75,6 +78,7 @@ class Settings:
     lr: float = 1e-3
     milestones: tuple[float, ...] = ()
     lr_factor: float = 10 ** -0.5
+    weight_decay: float = 0.2
     max_norm: float = 100.
     kl_warmup: float = 40
     noise_warmup: float = 0
@@ -88,13 +92,13 @@ class Settings:
 BUDGETS = {
     "smoke": Settings(n_train=2000, n_valid=500, n_test=1000, hidden=(200, 200), epochs=100, kl_warmup=20, checkpoint_seconds=1.),
     "cpu":   Settings(patience=20),
-    "paper": Settings(n_train=None, n_valid=None, lr=5e-4, epochs=2000, kl_warmup=200, patience=200, checkpoint_seconds=30.),
+    "paper": Settings(n_train=None, n_valid=None, lr=5e-4, epochs=2000, weight_decay=0.02, kl_warmup=200, patience=200, checkpoint_seconds=30.),
     "published": Settings(n_train=None, n_valid=None, hidden=(400,), batch_size=100, milestones=(250, 290, 320, 345, 365, 385), lr_factor=0.5,
-                          kl_warmup=20, epochs=400, k=200),
+                          weight_decay=0.02, kl_warmup=20, epochs=400, k=200),
 }
 
 # %% ../nbs/80_run.ipynb #dec49e4c
-PROTOCOL = 1 # raise when the same specification would give another result
+PROTOCOL = 2 # raise when the same specification would give another result
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -118,6 +122,10 @@ def parse_setting(text: str) -> tuple[str, object]:
     except (ValueError, SyntaxError): return key, value
 
 # %% ../nbs/80_run.ipynb #4613c410
+def settings_text(settings: tuple[tuple[str, object], ...]) -> str:
+    "Changed settings as results files name them: `key=value`, sorted, with spaces between."
+    return " ".join(f"{k}={v}" for k, v in sorted(settings))
+
 def check_value(key: str, value: object, default: object) -> None:
     "Raise `InputError` if a setting's value is of another kind than its default."
     like = lambda v, d: isinstance(v, (int, float) if isinstance(d, float) else type(d)) and isinstance(v, bool) <= isinstance(d, bool)
@@ -169,22 +177,27 @@ def load_images(spec: RunSpec) -> tuple[RunSpec, ImageSet]:
     return replace(spec, dataset=data.name, likelihood=likelihood, binarisation=binarisation, n_train=len(data.x_train)), data
 
 # %% ../nbs/80_run.ipynb #b45a78c2
+def options_of(spec: RunSpec) -> dict[str, object]:
+    "The options of the method's encoder, defaults filled in."
+    cls, options = METHODS[spec.method]
+    defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items() if name in method_options(spec.method)}
+    return defaults | options | {k: v for k, v in spec.settings if k in defaults}
+
 def build_model(spec: RunSpec, x_shape: tuple[int, int, int]) -> VAE:
     "An untrained model, initialised by the seed; trunk and decoder are the same for all methods."
-    s, names = settings_of(spec), method_options(spec.method)
-    cls, options = METHODS[spec.method]
-    options = options | {k: v for k, v in spec.settings if k in names}
+    s, cls = settings_of(spec), METHODS[spec.method][0]
     conv = s.network == "conv" or (s.network == "auto" and x_shape[0] > 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         trunk = conv_trunk(x_shape, s.hidden[-1]) if conv else mlp_trunk(x_shape, s.hidden)
         decoder = ConvDecoder(spec.z_dim, x_shape, s.hidden[-1]) if conv else mlp_decoder(spec.z_dim, x_shape, s.hidden[::-1])
-        return VAE(cls(trunk, s.hidden[-1], spec.z_dim, **options), decoder, LIKELIHOODS[spec.likelihood](math.prod(x_shape)))
+        return VAE(cls(trunk, s.hidden[-1], spec.z_dim, **options_of(spec)), decoder, LIKELIHOODS[spec.likelihood](math.prod(x_shape)))
 
 # %% ../nbs/80_run.ipynb #1a02dccb
 def spec_hash(spec: RunSpec, checksum: str) -> str:
-    "12 hexadecimal digits that name a run: its specification, its pixels and the protocol."
-    d = asdict(spec) | {"settings": sorted(map(list, spec.settings)), "checksum": checksum, "protocol": PROTOCOL}
+    "12 hexadecimal digits that name a run: its specification with every default filled in, its pixels and the protocol."
+    s = asdict(settings_of(spec)); del s["checkpoint_seconds"]
+    d = asdict(spec) | {"settings": s, "options": options_of(spec), "checksum": checksum, "protocol": PROTOCOL}
     return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../nbs/80_run.ipynb #faf07c84
@@ -301,7 +314,7 @@ def measure(spec: RunSpec, key: str, trainer: Trainer, splits: Splits, folder: P
     found = dict(elbo=r.elbo.mean().item(), iwae=r.iwae.mean().item(), iwae_k=s.k, iwae_se=r.standard_error(), ess=r.ess.mean().item(), active_units=best["valid_active"],
                  train_seconds=trainer.seconds, epoch_seconds=trainer.seconds / len(trainer.history), infer_ms_batch=None, infer_ms_one=None, step_ms=None, peak_mb=peak_mb(device),
                  device=device_name(device), torch=torch.__version__, commit=commit(), protocol=PROTOCOL, spec=key, valid_elbo=best["valid_elbo"],
-                 best_epoch=trainer.best_epoch, epochs=len(trainer.history), kl=best["valid_kl"], inflation=s.inflation, settings=" ".join(f"{k}={v}" for k, v in sorted(spec.settings)))
+                 best_epoch=trainer.best_epoch, epochs=len(trainer.history), kl=best["valid_kl"], inflation=s.inflation, settings=settings_text(spec.settings))
     return {c: (asdict(spec) | found)[c] for c in COLUMNS} | {"modes": evaluate_modes(model, x, splits.eval_binarisation, s)}
 
 # %% ../nbs/80_run.ipynb #ee1823e5

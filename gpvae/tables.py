@@ -19,7 +19,7 @@ from .checks import InputError, require
 from .run import COLUMNS, RunResult
 
 # %% ../nbs/81_tables.ipynb #6deb9c74
-N_IMAGES = 2000 # test images kept in the repository, for paired intervals
+N_IMAGES = 5000 # test images kept in the repository, for paired intervals
 
 def result_paths(dataset: str, folder: Path) -> dict[str, Path]:
     "The results files of a data set."
@@ -52,16 +52,19 @@ def save_results(results: Iterable[RunResult], # finished runs
                  folder: Path,                 # of the results files
                  name: str|None = None         # of the files; None: the data set
                 ) -> None:
-    "Merge finished runs into the results files of their data set."
+    "Merge finished runs into the results files of their data set; rows of another protocol leave them."
     results = list(results)
     paths = result_paths(name or results[0].metrics["dataset"], folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = pd.DataFrame([{c: r.metrics.get(c) for c in COLUMNS} for r in results])
     table = merge(read_csv(paths["csv"]), rows, ["spec"])
+    table = table[table["protocol"] == rows["protocol"].iloc[-1]]
     write_atomically(paths["csv"], lambda p: table.to_csv(p, index=False, float_format="%.6g"))
     modes = pd.DataFrame([row for r in results for row in mode_rows(r)])
-    if len(modes): write_atomically(paths["modes"], lambda p: merge(read_csv(paths["modes"]), modes, ["spec", "mode"]).to_csv(p, index=False, float_format="%.6g"))
-    images = read_images(paths["images"]) | {f"{r.metrics['spec']}_{name}": r.per_image[name][:N_IMAGES].float().numpy() for r in results for name in ("elbo", "iwae")}
+    if len(modes):
+        modes = merge(read_csv(paths["modes"]), modes, ["spec", "mode"])
+        write_atomically(paths["modes"], lambda p: modes[modes["spec"].isin(table["spec"])].to_csv(p, index=False, float_format="%.6g"))
+    images = read_images(paths["images"]) | {f"{r.metrics['spec']}_{name}": np.round(64 * r.per_image[name][:N_IMAGES].float().numpy()) / 64 for r in results for name in ("elbo", "iwae")}
     images = {k: v for k, v in images.items() if k.split("_")[0] in set(table["spec"])}
     with open(paths["images"].with_name(f".{os.getpid()}.npz"), "wb") as f: np.savez_compressed(f, **images)
     os.replace(f.name, paths["images"])
@@ -100,8 +103,10 @@ def paired(rows: pd.DataFrame,                  # runs of one setting, with colu
     spec = {(m, s): k for m, s, k in zip(rows["method"], rows["seed"], rows["spec"])}
     seeds = sorted(s for m, s in spec if m == method and (reference, s) in spec)
     require(len(seeds) > 0, f"no seed has both {method} and {reference}")
-    try: return np.stack([images[f"{spec[method, s]}_{name}"] - images[f"{spec[reference, s]}_{name}"] for s in seeds]).astype(np.float64)
+    try: pairs = [(images[f"{spec[method, s]}_{name}"], images[f"{spec[reference, s]}_{name}"]) for s in seeds]
     except KeyError as e: raise InputError(f"the per-image numbers {e} are missing: run the rows again") from e
+    n = min(len(v) for pair in pairs for v in pair)
+    return np.stack([a[:n] - b[:n] for a, b in pairs]).astype(np.float64)
 
 # %% ../nbs/81_tables.ipynb #f0d3a56a
 def spread(values: pd.Series, digits: int = 2) -> str:

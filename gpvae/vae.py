@@ -55,6 +55,8 @@ class VAE(nn.Module):
                  likelihood: nn.Module):      # has log_px_z(eta, x)
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
+        check = getattr(encoder, "check_decoder", None)
+        if check: check(decoder)
 
     def log_px_z(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         return self.likelihood.log_px_z(self.decoder(z), x.flatten(1))

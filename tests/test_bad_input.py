@@ -71,6 +71,9 @@ WRONG = {
     "no widths":           (["--set", "hidden=()"], "hidden"),
     "words for milestones": (["--set", "milestones=('a',)"], "milestones"),
     "empty mixture":       (["--set", "n_mixture=0"], "n_mixture"),
+    "convolutional decoder": (["--method", "vlae", "--set", "network=conv"], "vlae linearises decoders of Linear and ReLU layers, and this one holds a ConvDecoder: use network='mlp'"),
+    "no solves":           (["--method", "vlae", "--set", "n_solves=0"], "n_solves is 0: "),
+    "step too long":       (["--method", "vlae", "--set", "damping=2."], "damping is 2.0: "),
     "device":              (["--device", "tpu9"], "tpu9"),
 }
 

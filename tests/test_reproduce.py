@@ -34,15 +34,15 @@ def test_the_page_renders_from_the_results_files_alone(tmp_path, monkeypatch):
     assert str(tmp_path) not in nbformat.writes(page) and "parameters" in str([c.metadata for c in page.cells])
 
 def made_up(method, seed, iwae):
-    row = dict.fromkeys(COLUMNS) | dict(dataset="toy", method=method, seed=seed, z_dim=2, budget="cpu", n_train=9, elbo=float(iwae.mean()) - 1, iwae=float(iwae.mean()), iwae_k=100, active_units=2,
+    row = dict.fromkeys(COLUMNS) | dict(protocol=1, dataset="toy", method=method, seed=seed, z_dim=2, budget="cpu", n_train=9, elbo=float(iwae.mean()) - 1, iwae=float(iwae.mean()), iwae_k=100, active_units=2,
                                         ess=9., train_seconds=1., infer_ms_batch=1., infer_ms_one=.1, step_ms=9., spec=f"{method}{seed}")
     return RunResult(Path(), row, {"iwae": iwae, "elbo": iwae - 1})
 
 def test_a_new_row_replaces_its_own_and_no_other(tmp_path):
     import torch
-    old = [made_up("vae", s, torch.full((3000,), -90. - s)) for s in range(2)]
+    old = [made_up("vae", s, torch.full((N_IMAGES + 1000,), -90. - s)) for s in range(2)]
     save_results(old, tmp_path)
-    save_results([made_up("vae", 1, torch.full((3000,), -80.))], tmp_path)
+    save_results([made_up("vae", 1, torch.full((N_IMAGES + 1000,), -80.))], tmp_path)
     rows, images = read_csv(tmp_path / "toy.csv"), read_images(tmp_path / "toy_per_image.npz")
     assert rows.set_index("seed")["iwae"].to_dict() == {0: -90., 1: -80.}
     assert {k: (len(v), v[0]) for k, v in images.items() if k.endswith("iwae")} == {"vae0_iwae": (N_IMAGES, -90.), "vae1_iwae": (N_IMAGES, -80.)}
@@ -53,9 +53,9 @@ def test_differences_are_paired_by_seed_and_image(tmp_path):
     save_results([made_up("vae", s, x) for s, x in enumerate(base)] + [made_up("gpvae", s, x + 0.5 + s) for s, x in enumerate(base)], tmp_path)
     rows, images = read_csv(tmp_path / "toy.csv"), read_images(tmp_path / "toy_per_image.npz")
     d = paired(rows, images, "gpvae")
-    assert d.shape == (3, 500) and np.allclose(d, np.array([[.5], [1.5], [2.5]]), atol=1e-4)
+    assert d.shape == (3, 500) and np.allclose(d, np.array([[.5], [1.5], [2.5]]), atol=0.02)
     low, high = seed_interval(d)
-    assert low < 1 and high > 2 and np.allclose(bootstrap_interval(d), 1.5, atol=1e-4)
+    assert low < 1 and high > 2 and np.allclose(bootstrap_interval(d), 1.5, atol=1e-3)
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_committed_rows_are_whole(name):
@@ -65,7 +65,7 @@ def test_committed_rows_are_whole(name):
     for _, row in rows.iterrows():
         iwae = images[f"{row['spec']}_iwae"]
         error = iwae.std() / len(iwae)**0.5
-        assert len(iwae) <= N_IMAGES and abs(iwae.mean() - row["iwae"]) < (1e-3 if len(iwae) < N_IMAGES else 5 * error)
+        assert len(iwae) <= N_IMAGES and abs(iwae.mean() - row["iwae"]) < (0.01 if len(iwae) < 2000 else 5 * error) # all images, or the first of a seeded order
     assert (RESULTS / f"{name}_per_image.npz").stat().st_size < 1_000_000
 
 @pytest.mark.parametrize("name, budget", [("digits", "smoke"), ("static_mnist", "cpu"), ("static_mnist_published", "published")])

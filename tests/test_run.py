@@ -90,6 +90,16 @@ def test_hash_covers_specification_pixels_and_protocol(monkeypatch):
     assert {f.name for f in dataclasses.fields(SPEC)} == set().union(*others) # no field is forgotten here
     assert spec_hash(dataclasses.replace(SPEC, settings=SETTINGS[::-1]), "pixels") == base
 
+def test_hash_covers_what_a_preset_says(monkeypatch):
+    "A budget whose content changes, and a method's default, name other runs; how often a checkpoint is written does not."
+    base, of = spec_hash(SPEC, "pixels"), lambda **change: (monkeypatch.setitem(BUDGETS, SPEC.budget, dataclasses.replace(preset, **change)), spec_hash(SPEC, "pixels"))[1]
+    preset = BUDGETS[SPEC.budget]
+    assert of(max_norm=7.) != base and of(weight_decay=0.5) != base and of(checkpoint_seconds=99.) == base
+    spec = RunSpec(method="gpvae"); plain = spec_hash(spec, "pixels")
+    assert spec_hash(RunSpec(method="gpvae", settings=(("temperature", 1.),)), "pixels") == plain
+    monkeypatch.setitem(METHODS, "gpvae", (METHODS["gpvae"][0], {"temperature": 2.}))
+    assert spec_hash(spec, "pixels") != plain
+
 def test_defaults_and_their_explicit_values_are_one_run():
     (a, x), (b, y) = (load_images(s) for s in (SPEC, dataclasses.replace(SPEC, likelihood="bernoulli", binarisation="fixed")))
     assert spec_hash(a, x.checksum) == spec_hash(b, y.checksum)

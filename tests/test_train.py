@@ -12,7 +12,7 @@ from gpvae.iwae import evaluate
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import gaussian_kl
-from gpvae.train import NonFinite, TrainConfig, Trainer, active_units, beta, learning_rate, load_checkpoint, train, train_step, validation_bound
+from gpvae.train import NonFinite, TrainConfig, Trainer, active_units, adam, beta, learning_rate, load_checkpoint, train, train_step, validation_bound
 from gpvae.vae import VAE, AmortizedEncoder
 from toys import bernoulli_model, binary_images, gp_encoder, seeded
 
@@ -283,3 +283,13 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     calls = spy(monkeypatch)
     again, second = fit(model=small(seed=7), path=tmp_path / "c.safetensors")
     assert not calls and torch.equal(weights(whole), weights(again)) and second.history == trainer.history
+
+def test_weight_decay_shrinks_the_layers_and_nothing_else():
+    "With gradients of zero a step is the decay alone; random weights have a prior instead."
+    model = bernoulli_model(gp_encoder())
+    before = {k: v.detach().clone() for k, v in model.named_parameters()}
+    for p in model.parameters(): p.grad = torch.zeros_like(p)
+    adam(model, TrainConfig(lr=0.1, weight_decay=0.5)).step()
+    layers = {k for k in before if k.endswith(".weight")}
+    assert {"encoder.b.weight", "decoder.0.weight", "encoder.trunk.1.weight"} <= layers and "encoder.W.mean" not in layers
+    for name, p in model.named_parameters(): torch.testing.assert_close(p.detach(), before[name] * (0.95 if name in layers else 1.), rtol=1e-12, atol=0)

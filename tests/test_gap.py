@@ -1,0 +1,76 @@
+"Gaps against references with a known answer, their table, and the scores that should rank them."
+import numpy as np
+import pytest
+import torch
+
+from gpvae.ais import AISConfig
+from gpvae.baselines.svi import Climb
+from gpvae.checks import InputError
+from gpvae.gap import Gaps, best_gaussians, gap_table, mean_error, measure_gaps, width_row
+from gpvae.iwae import evaluate
+from gpvae.uncertainty import auroc, best_score, bootstrap, by_decile, decile_edges, free_scores, noised, scores, spearman, turned
+from toys import F64, LinearGaussian, bernoulli_model, gp_encoder, seeded
+
+class Bytes(LinearGaussian):
+    "The linear-Gaussian model on images that are stored as bytes."
+    def bytes(self, n): return (255 * self.images(n).clamp(0, 1)).byte()
+    def off(self, x): return self.rough(x, shift=0.5, width=2.)
+
+CLIMB = Climb(steps=400)
+
+def test_the_best_gaussians_leave_what_is_known():
+    "Full: nothing. Diagonal: the KL of the best diagonal Gaussian, ½[Σ log Λ_jj − log det Λ]. The encoder: that and its own KL."
+    lg = Bytes(); x = lg.bytes(4); pixels = x.double() / 255
+    gaps = measure_gaps(lg.model(lg.off), x, AISConfig(temperatures=20, chains=4), CLIMB, "none", samples=4000)
+    precision = torch.linalg.inv(lg.cov)
+    missing = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision)).item()
+    assert missing > 0.05
+    np.testing.assert_allclose(gaps.full, lg.log_px(pixels).numpy(), atol=0.03)
+    np.testing.assert_allclose(lg.log_px(pixels).numpy() - gaps.diagonal, missing, atol=0.06)
+    np.testing.assert_allclose(gaps.amortization, lg.gap(pixels, lg.off(pixels)).numpy() - missing, atol=0.2)
+    np.testing.assert_allclose(gaps.total, gaps.approximation + gaps.amortization, atol=1e-9)
+    assert gaps.converged.all()
+
+def made_up(n=50): return Gaps(*(np.linspace(a, a + 1, n) for a in (-90., -97., -93., -92., 5.)), np.arange(n) > 1)
+
+def test_the_table_counts_what_failed():
+    gaps = made_up(); gaps.log_px[3] = np.nan
+    row = gap_table({"vae": gaps}).loc["vae"]
+    assert row["not converged"] == 2 and row["images"] == 49 and row["amortization"].startswith("4.00 ±") and row["approximation"].startswith("3.0")
+    assert mean_error(np.array([1., 3., np.nan])) == "2.00 ± 1.00"
+
+def test_width_one_is_the_method_itself():
+    lg = Bytes(); x = lg.bytes(6); model = lg.model(lg.off)
+    row = width_row(model, x, 20, "none", (0.5, 1.))
+    assert row[1.] == evaluate(model, x, 20, "none").iwae.mean().item() and row[0.5] != row[1.]
+
+def test_no_images_to_measure():
+    lg = Bytes()
+    with pytest.raises(InputError, match="no images"): measure_gaps(lg.model(lg.off), lg.bytes(1)[:0])
+
+def test_scores_of_an_encoder_and_of_its_control():
+    x = (255 * (torch.rand(30, 1, 4, 4, generator=seeded()) < 0.5)).byte()
+    model = bernoulli_model(gp_encoder()).float()
+    of = scores(model, x, batch_size=7)
+    assert list(of)[:3] == ["f", "g", "f_relative"] and all(v.shape == (30,) for v in of.values())
+    whole = free_scores(model, (x > 127).float())
+    for name, v in whole.items(): np.testing.assert_allclose(of[name], v.double().numpy(), rtol=1e-5, atol=1e-5)
+    q = model.posterior((x > 127).float())
+    np.testing.assert_allclose(of["entropy"], torch.distributions.Normal(q.mu, q.log_sigma.exp()).entropy().sum(-1).detach().numpy(), rtol=1e-5)
+
+def test_rankings():
+    rng = np.random.default_rng(0); gap = rng.exponential(size=1000)
+    good, bad = gap**3, rng.normal(size=1000)
+    assert spearman(good, gap) > 1 - 1e-12 and spearman(-good, gap) < -1 + 1e-12 and best_score({"bad": bad, "good": good}, gap) == "good"
+    rho, low, high = bootstrap(spearman, bad, gap)
+    assert abs(rho) < 0.1 and low < rho < high and 0.08 < high - low < 0.16
+    table = by_decile(good, gap, decile_edges(good))
+    assert (table["images"] == 100).all() and (np.diff(table["gap"]) > 0).all()
+    assert auroc(gap, gap + 100) == 1 and auroc(gap + 100, gap) == 0
+
+def test_shifts():
+    x = (255 * (torch.rand(50, 1, 8, 8, generator=seeded(5)) < 0.3)).byte()
+    assert torch.equal(turned(turned(turned(turned(x)))), x) and not torch.equal(turned(x), x)
+    changed = (noised(x, 0.2) != x).float().mean().item()
+    assert abs(changed - 0.1) < 0.02 and torch.equal(noised(x, 0.2), noised(x, 0.2)) # half of the coins fall on what was there
+    with pytest.raises(InputError, match="share"): noised(x, 0.)
