@@ -118,10 +118,10 @@ def test_no_neighbour_of_the_best_is_better():
 def test_images_climb_alone(family):
     "Also beside one that never converges, and whichever leave the batch first."
     model, x = toy()
-    how = Climb(family, steps=200)
+    how = Climb(family, steps=60, every=10)
     go = lambda x: ascended(LogJoint(model, x), parameters(model.posterior(x), family), how)
     whole, converged = go(x)
-    for i in (0, 7, 11):
+    for i in (0, 11):
         alone, done = go(x[i:i + 1])
         for a, w in zip(alone, whole): close(a[0], w[i], 1e-8)
         assert done[0] == converged[i]
@@ -178,21 +178,21 @@ def test_it_trains_and_validates_as_the_amortized_encoder():
     images = (255 * binary_images(100)).byte()
     trainers = []
     for method in ("vae", "svi"):
-        model = build_model(RunSpec(method=method, z_dim=Z, likelihood="bernoulli", settings=SPEC.settings), (1, 4, 4))
+        model = build_model(RunSpec(method=method, z_dim=Z, likelihood="bernoulli", settings=SPEC.settings + (("steps", 50),) * (method == "svi")), (1, 4, 4))
         trainers.append(train(model, images, images[:20], "static", TrainConfig(epochs=2, batch_size=50), bar=False))
     vae, other = trainers
     assert [h["valid_elbo"] for h in vae.history] == [h["valid_elbo"] for h in other.history]
     assert all(torch.equal(a, b) for a, b in zip(vae.model.parameters(), other.model.parameters()))
     assert validation_bound(other.model, images, "static") == validation_bound(vae.model, images, "static")
-    assert_positive(evaluate(other.model, images, 50, "static").elbo - evaluate(vae.model, images, 50, "static").elbo)
+    assert_positive(evaluate(other.model, images[:40], 50, "static").elbo - evaluate(vae.model, images[:40], 50, "static").elbo)
 
 @pytest.mark.parametrize("family, kind", [("diagonal", DiagonalGaussian), ("full", FullGaussian)])
 def test_its_posterior_is_the_best_of_the_family(family, kind):
     model, x = toy()
-    method = VAE(SVI(model.encoder, family, inner_samples=8), model.decoder, model.likelihood)
+    method = VAE(SVI(model.encoder, family, steps=50), model.decoder, model.likelihood)
     assert isinstance(method.train().posterior(x), DiagonalGaussian) and torch.equal(method.posterior(x).mu, model.posterior(x).mu)
     q = method.eval().posterior(x)
-    best = best_gaussian(model, x, model.posterior(x), Climb(family, inner_samples=8), 10)
+    best = best_gaussian(model, x, model.posterior(x), Climb(family, steps=50), 10)
     assert isinstance(q, kind) and not q.mu.requires_grad
     close(q.mu, best.q.mu)
 
