@@ -29,6 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 import gpvae
+from .baselines.mixture import MixtureEncoder
+from .baselines.recursive_mixture import RecursiveMixtureEncoder
 from .checks import InputError, choose, require
 from .data import ImageSet, Splits, check_binarisation, load, prepare_splits, to_float
 from .gp_encoder import GPEncoder
@@ -45,6 +47,8 @@ METHODS = {
     "gpvae":      (GPEncoder, {}),
     "gpvae-mean": (GPEncoder, {"covariance": "none"}), # the control: same parameterisation, nothing random
     "vae-dropout": (AmortizedEncoder, {"dropout": 0.2}), # a cheap rival: dropout on the same features
+    **{f"me-{k}":  (MixtureEncoder, {"n_components": k}) for k in (2, 3, 4, 5)},
+    **{f"rme-{k}": (RecursiveMixtureEncoder, {"n_components": k}) for k in (2, 3, 4, 5)}, # k components, the first included
 }
 
 def method_options(method: str) -> set[str]:
