@@ -32,6 +32,8 @@ import gpvae
 from .baselines.vlae import LaplaceEncoder
 from .baselines.semi_amortized import gp_semi_amortized, semi_amortized
 from .baselines.svi import svi
+from .baselines.mixture import MixtureEncoder
+from .baselines.recursive_mixture import RecursiveMixtureEncoder
 from .checks import InputError, choose, require
 from .data import ImageSet, Splits, check_binarisation, load, prepare_splits, to_float
 from .gp_encoder import GPEncoder
@@ -58,6 +60,8 @@ METHODS = {
     "gpvae+sa-4": (gp_semi_amortized, {"steps": 4}),
     "gpvae+sa-8": (gp_semi_amortized, {"steps": 8}),
     "svi":        (svi, {}),
+    **{f"me-{k}":  (MixtureEncoder, {"n_components": k}) for k in (2, 3, 4, 5)},
+    **{f"rme-{k}": (RecursiveMixtureEncoder, {"n_components": k}) for k in (2, 3, 4, 5)}, # k components, the first included
 }
 
 def method_options(method: str) -> set[str]:

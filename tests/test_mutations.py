@@ -97,6 +97,25 @@ MUTATIONS = {
     "no warm-up of the randomness": Mutation("train", "ramp(step, config.noise_warmup * len(batches))", "1.", "train::test_the_loop_warms_the_randomness_up"),
     "optimiser forgotten on resuming": Mutation("train", "        restore_optimizer(self.optimizer, tensors)", "        pass", "train::test_resumed_training_ends_with_the_same_bits"),
     "noise that depends on the past": Mutation("train", "    torch.manual_seed(epoch_seed(config.seed, epoch))\n", "", "train::test_resumed_training_ends_with_the_same_bits"),
+    # mixtures
+    "logits in the place of log weights": Mutation("baselines/mixture", "self.logits(phi).log_softmax(1).T", "self.logits(phi).T", "mixture::test_weights_sum_to_one_and_density_is_the_sum_over_heads"),
+    "weights normalised over images": Mutation("baselines/mixture", "self.logits(phi).log_softmax(1).T", "self.logits(phi).log_softmax(0).T", "mixture::test_weights_sum_to_one_and_density_is_the_sum_over_heads"),
+    "weights without a gradient": Mutation("baselines/mixture", "self.logits(phi).log_softmax(1).T", "self.logits(phi).log_softmax(1).T.detach()", "mixture::test_one_sample_of_each_component_reaches_every_parameter"),
+    "components start equal": Mutation("baselines/mixture", "p.lerp_(first, 1 - spread)", "p.lerp_(first, 1.)", "mixture::test_components_start_spread_apart"),
+    "separation with the wrong sign": Mutation("baselines/mixture", "(log_normal(z, mu, log_sigma) - log_qz_x)", "(log_qz_x - log_normal(z, mu, log_sigma))", "mixture::test_mixing_adds_the_separation_and_at_most_log_k"),
+    # recursive mixtures
+    "divergence punished": Mutation("baselines/recursive_mixture", "terms.elbo(beta) + self.eta", "terms.elbo(beta) - self.eta", "recursive_mixture::test_the_divergence_is_rewarded_up_to_its_cap"),
+    "divergence turned round": Mutation("baselines/recursive_mixture", "(log_qz_x - Q.log_prob(z)).mean(0)", "(Q.log_prob(z) - log_qz_x).mean(0)", "recursive_mixture::test_no_gradient_above_the_cap"),
+    "divergence without its cap": Mutation("baselines/recursive_mixture", "divergence.clamp(max=self.C)", "divergence", "recursive_mixture::test_no_gradient_above_the_cap"),
+    "divergence not warmed up": Mutation("baselines/recursive_mixture", "self.eta * beta * divergence", "self.eta * divergence", "recursive_mixture::test_the_divergence_is_rewarded_up_to_its_cap"),
+    "gradient through the mixture so far": Mutation("baselines/recursive_mixture", "with torch.no_grad(): Q = self.mixture(phi) if phi else None", "Q = self.mixture(phi) if phi else None",
+                                                   "recursive_mixture::test_each_step_moves_its_own_and_nothing_else"),
+    "later components move the shared trunk": Mutation("baselines/recursive_mixture", "with torch.no_grad(): phi.append(", "phi.append(", "recursive_mixture::test_each_step_moves_its_own_and_nothing_else"),
+    "components move the decoder": Mutation("baselines/recursive_mixture", "with constant(model.decoder, model.likelihood): terms", "terms", "recursive_mixture::test_each_step_moves_its_own_and_nothing_else"),
+    "the mixture's step moves the components": Mutation("baselines/recursive_mixture", "with constant(self.components): Q", "Q", "recursive_mixture::test_each_step_moves_its_own_and_nothing_else"),
+    "epsilon and its complement swapped": Mutation("baselines/recursive_mixture", "torch.cat([first, F.logsigmoid(logit)])", "torch.cat([first, F.logsigmoid(-logit)])", "recursive_mixture::test_weights_sum_to_one_also_far_out"),
+    "epsilon of the earlier in the place of the later": Mutation("baselines/recursive_mixture", "F.logsigmoid(-logit).flip(0).cumsum(0).flip(0)", "F.logsigmoid(-logit).cumsum(0)", "recursive_mixture::test_density_is_the_nested_formula"),
+    "weights turned round": Mutation("baselines/recursive_mixture", "recursive_log_pi(self.logits(phi[0]).T", "recursive_log_pi(-self.logits(phi[0]).T", "recursive_mixture::test_density_is_the_nested_formula"),
 }
 
 # --- a process that has imported what is slow, and runs each test in a fork of itself ------------------------------------------------------------
