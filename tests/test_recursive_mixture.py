@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.recursive_mixture import RecursiveMixtureEncoder, constant, recursive_log_pi
+from gpvae.baselines.recursive_mixture import component_objective, RecursiveMixtureEncoder, constant, recursive_log_pi
 from gpvae.checks import InputError
 from gpvae.likelihoods import Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk
@@ -125,7 +125,7 @@ class Step:
         e = self.model.encoder
         e.eta, e.C = eta, C
         torch.manual_seed(0)
-        return e.component_objective(self.model, self.x, self.q, self.Q, beta, self.S)[0]
+        return component_objective(e, self.model, self.x, self.q, self.Q, beta, self.S)[0]
 
     def gradient(self, value): return torch.autograd.grad(value.sum(), self.q.mu)[0]
 

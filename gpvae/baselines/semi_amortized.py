@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEED', 'semi_amortized', 'gp_semi_amortized', 'bound_at', 'gradients', 'clipped', 'ascend', 'antithetic', 'forwarded',
-           'constant', 'first_order', 'Window', 'SemiAmortized', 'around']
+           'constant', 'first_order', 'Window', 'check_options', 'SemiAmortized', 'around']
 
 # %% ../../nbs/50_semi_amortized.ipynb #0df46ffb
 import inspect
@@ -115,6 +115,15 @@ class Window(nn.Module):
 # %% ../../nbs/50_semi_amortized.ipynb #990963ef
 SEED = 180202550 # of the steps' noise in evaluation; not a seed of any evaluation
 
+def check_options(start: nn.Module, steps: int, step_size: float, momentum: float, clip: float, inner_samples: int, refine: float) -> None:
+    "Raise `InputError` for steps that cannot be taken."
+    require(min(steps, inner_samples) >= 1, f"steps is {steps} and inner_samples is {inner_samples}: both must be at least 1")
+    require(min(step_size, clip) > 0 and 0 <= momentum < 1, "step_size and clip must be positive, momentum at least 0 and below 1")
+    require(0 < refine <= 1, f"refine is {refine}: it is a fraction of the images, above 0 and at most 1")
+    require(refine == 1 or hasattr(start, "uncertainty"), f"refine is {refine}: {type(start).__name__} states no uncertainty to choose images by, leave it at 1")
+    require(getattr(start, "mode", None) != "mixture", "mode 'mixture' is no start for gradient steps: choose mean or marginal")
+
+# %% ../../nbs/50_semi_amortized.ipynb #d03983d3
 class SemiAmortized(nn.Module):
     "k steps up each image's bound from the posterior of another encoder (Kim et al. 2018)."
     needs_grad = True
@@ -131,15 +140,10 @@ class SemiAmortized(nn.Module):
                  second_order: bool = True,      # differentiate through the steps
                  refine: float = 1.,             # fraction of the images that is refined at test time
                  rank: str = "f_relative"):      # chosen by which uncertainty: "f", "g", "f_relative"
-        super().__init__(); require(min(steps, inner_samples) >= 1, f"steps is {steps} and inner_samples is {inner_samples}: both must be at least 1")
-        require(min(step_size, clip) > 0 and 0 <= momentum < 1, "step_size and clip must be positive, momentum at least 0 and below 1")
-        require(0 < refine <= 1, f"refine is {refine}: it is a fraction of the images, above 0 and at most 1")
-        require(refine == 1 or hasattr(start, "uncertainty"), f"refine is {refine}: {type(start).__name__} states no uncertainty to choose images by, leave it at 1")
-        require(getattr(start, "mode", None) != "mixture", "mode 'mixture' is no start for gradient steps: choose mean or marginal")
+        super().__init__(); check_options(start, steps, step_size, momentum, clip, inner_samples, refine)
         self.start, self.steps, self.inner_samples, self.second_order, self.refine = start, steps, inner_samples, second_order, refine
         self.how = dict(step_size=step_size, momentum=momentum, clip=clip, natural=natural, path=path)
         self.rank, self.window = choose("rank", rank, Uncertainty._fields), Window() if hasattr(start, "uncertainty") else None
-
     def doubt(self, x: Tensor) -> Float[Tensor, "B"]: return getattr(self.start.uncertainty(x), self.rank)
     def begin(self, x: Tensor, log_joint: LogJoint) -> DiagonalGaussian: # λ_0
         q = self.start(x, log_joint)
