@@ -152,7 +152,6 @@ class SemiAmortized(nn.Module):
             with torch.no_grad(): self.window.add(self.doubt(x))
             self.start.train()
         return q if self.training else constant(q)
-
     def refined(self, log_joint: LogJoint, q: DiagonalGaussian) -> DiagonalGaussian: # λ_k
         require(not torch.is_inference_mode_enabled(), "gradient steps cannot be taken in inference mode: evaluate under torch.no_grad()")
         B, generator = (len(q.mu), None) if self.training else (1, torch.Generator(q.mu.device).manual_seed(SEED))
