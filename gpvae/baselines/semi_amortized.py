@@ -160,8 +160,7 @@ class SemiAmortized(nn.Module):
     def forward(self, x: Tensor, log_joint: LogJoint) -> DiagonalGaussian:
         q = self.begin(x, log_joint)
         if self.training or self.refine == 1: return self.refined(log_joint, q)
-        hard = self.doubt(x) >= self.window.quantile(1 - self.refine)
-        if not hard.any(): return q
+        if not (hard := self.doubt(x) >= self.window.quantile(1 - self.refine)).any(): return q
         part = self.refined(log_joint._replace(x=x[hard]), DiagonalGaussian(q.mu[hard], q.log_sigma[hard]))
         return DiagonalGaussian(q.mu.index_put((hard,), part.mu), q.log_sigma.index_put((hard,), part.log_sigma))
 
