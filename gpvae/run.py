@@ -29,6 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 import gpvae
+from .baselines.householder import HouseholderEncoder
+from .baselines.iaf import IAFEncoder
 from .checks import InputError, choose, require
 from .data import ImageSet, Splits, check_binarisation, load, prepare_splits, to_float
 from .gp_encoder import GPEncoder
@@ -45,6 +47,14 @@ METHODS = {
     "gpvae":      (GPEncoder, {}),
     "gpvae-mean": (GPEncoder, {"covariance": "none"}), # the control: same parameterisation, nothing random
     "vae-dropout": (AmortizedEncoder, {"dropout": 0.2}), # a cheap rival: dropout on the same features
+    "iaf-1": (IAFEncoder, {"flows": 1}), # inverse autoregressive flow of 1, 2, 4, 8 steps
+    "iaf-2": (IAFEncoder, {"flows": 2}),
+    "iaf-4": (IAFEncoder, {"flows": 4}),
+    "iaf-8": (IAFEncoder, {"flows": 8}),
+    "hf-1":  (HouseholderEncoder, {"reflections": 1}), # Householder flow of 1, 2, 4, 8 reflections
+    "hf-2":  (HouseholderEncoder, {"reflections": 2}),
+    "hf-4":  (HouseholderEncoder, {"reflections": 4}),
+    "hf-8":  (HouseholderEncoder, {"reflections": 8}),
 }
 
 def method_options(method: str) -> set[str]:
