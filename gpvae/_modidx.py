@@ -38,6 +38,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'gpvae/baselines/iaf.py'),
                                      'gpvae.baselines.iaf.AutoregressiveFlow.push': ( 'iaf.html#autoregressiveflow.push',
                                                                                       'gpvae/baselines/iaf.py'),
+                                     'gpvae.baselines.iaf.AutoregressiveFlow.rsample_and_kl': ( 'iaf.html#autoregressiveflow.rsample_and_kl',
+                                                                                                'gpvae/baselines/iaf.py'),
                                      'gpvae.baselines.iaf.AutoregressiveFlow.rsample_and_log_prob': ( 'iaf.html#autoregressiveflow.rsample_and_log_prob',
                                                                                                       'gpvae/baselines/iaf.py'),
                                      'gpvae.baselines.iaf.IAFEncoder': ('iaf.html#iafencoder', 'gpvae/baselines/iaf.py'),

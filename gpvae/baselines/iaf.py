@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from ..checks import require
-from ..posteriors import DiagonalGaussian, randn
+from ..posteriors import DiagonalGaussian, gaussian_kl, log_normal, randn
 
 # %% ../../nbs/51_iaf.ipynb #36fdfc18
 def positions(z_dim: int, reverse: bool) -> Int[Tensor, "Z"]:
@@ -37,17 +37,17 @@ class Step:
     bias: Float[Tensor, "2*Z"]      # of m and t
     order: tuple[int, ...]          # the latent at each place
 
-    def __call__(self, z: Float[Tensor, "S B Z"]) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]]: # z', log-determinant
+    def __call__(self, z: Float[Tensor, "S B Z"]) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B Z"]]: # z', log s
         m, t = F.linear(F.elu(F.linear(z, self.inward) + self.context), self.outward, self.bias).chunk(2, -1)
-        return torch.lerp(m, z, t.sigmoid()), F.logsigmoid(t).sum(-1)
+        return torch.lerp(m, z, t.sigmoid()), F.logsigmoid(t)
 
-    def inverse(self, z: Float[Tensor, "S B Z"]) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]]: # z before the step, log-determinant of the step
-        Z, unit, solved, log_det = z.shape[-1], self.context.expand(len(z), -1, -1), {}, 0.
+    def inverse(self, z: Float[Tensor, "S B Z"]) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B Z"]]: # z before the step, log s of the step
+        Z, unit, solved, log_s = z.shape[-1], self.context.expand(len(z), -1, -1), {}, {}
         for i in self.order:
             m, t = F.linear(F.elu(unit), self.outward[[i, Z + i]], self.bias[[i, Z + i]]).unbind(-1)
-            solved[i] = m + (z[..., i] - m) * (1 + torch.exp(-t))
-            unit, log_det = unit + solved[i][..., None] * self.inward[:, i], log_det + F.logsigmoid(t)
-        return torch.stack([solved[i] for i in range(Z)], -1), log_det
+            solved[i], log_s[i] = m + (z[..., i] - m) * (1 + torch.exp(-t)), F.logsigmoid(t)
+            unit = unit + solved[i][..., None] * self.inward[:, i]
+        return torch.stack([solved[i] for i in range(Z)], -1), torch.stack([log_s[i] for i in range(Z)], -1)
 
 # %% ../../nbs/51_iaf.ipynb #1b80d950
 class MaskedNetwork(nn.Module):
@@ -78,28 +78,38 @@ class AutoregressiveFlow:
     steps: tuple[Step, ...]  # in the order of sampling
     mean_samples: int = 16   # pairs of samples of which `mean` is the average
 
-    def push(self, z: Float[Tensor, "S B Z"], log_q: Float[Tensor, "S B"]) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]]: # after all steps
+    def push(self, z: Float[Tensor, "S B Z"]) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B Z"]]: # z after all steps, Σ_t log s_t
+        log_s = torch.zeros_like(z)
         for step in self.steps:
-            z, log_det = step(z)
-            log_q = log_q - log_det
-        return z, log_q
+            z, log_gate = step(z)
+            log_s = log_s + log_gate
+        return z, log_s
 
     def rsample_and_log_prob(self, S: int = 1, generator: torch.Generator|None = None) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]]:
-        return self.push(*self.base.rsample_and_log_prob(S, generator))
+        z, log_q = self.base.rsample_and_log_prob(S, generator)
+        z, log_s = self.push(z)
+        return z, log_q - log_s.sum(-1)
+
+    def rsample_and_kl(self, S: int = 1, generator: torch.Generator|None = None) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "B"]]: # z, an estimate of the KL (@eq-less-noise)
+        mu, log_sigma = self.base.mu, self.base.log_sigma
+        z0 = torch.cat([mu[None], self.base.rsample_and_log_prob(S, generator)[0]])
+        (c, z), (log_a, log_s) = (t.split([1, S]) for t in self.push(z0))
+        shadow = c + log_a.exp() * (z0[1:] - mu)
+        remainder = (log_a - log_s).sum(-1) + log_normal(shadow) - log_normal(z)
+        return z, gaussian_kl(c[0], log_sigma + log_a[0]) + remainder.mean(0)
 
     def log_prob(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]: # Z sequential passes a step
-        log_q = 0.
+        log_s = torch.zeros_like(z)
         for step in reversed(self.steps):
-            z, log_det = step.inverse(z)
-            log_q = log_q - log_det
-        return torch.where(z.isfinite().all(-1), self.base.log_prob(z) + log_q, -torch.inf)
+            z, log_gate = step.inverse(z)
+            log_s = log_s + log_gate
+        return torch.where(z.isfinite().all(-1), self.base.log_prob(z) - log_s.sum(-1), -torch.inf)
 
     @property
     def mean(self) -> Float[Tensor, "B Z"]: # an estimate, from noise that no image or call changes
         mu, seed = self.base.mu, 160604934 # not a seed of any evaluation
         eps = randn((self.mean_samples, 1, mu.shape[1]), mu, torch.Generator(mu.device).manual_seed(seed))
-        z = mu + self.base.log_sigma.exp() * torch.cat([eps, -eps])
-        return self.push(z, z.new_zeros(z.shape[:2]))[0].mean(0)
+        return self.push(mu + self.base.log_sigma.exp() * torch.cat([eps, -eps]))[0].mean(0)
 
     def kl(self) -> None: return None
 
