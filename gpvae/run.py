@@ -34,6 +34,8 @@ from .baselines.semi_amortized import gp_semi_amortized, semi_amortized
 from .baselines.svi import svi
 from .baselines.mixture import MixtureEncoder
 from .baselines.recursive_mixture import RecursiveMixtureEncoder
+from .baselines.householder import HouseholderEncoder
+from .baselines.iaf import IAFEncoder
 from .checks import InputError, choose, require
 from .data import ImageSet, Splits, check_binarisation, load, prepare_splits, to_float
 from .gp_encoder import GPEncoder
@@ -62,6 +64,14 @@ METHODS = {
     "svi":        (svi, {}),
     **{f"me-{k}":  (MixtureEncoder, {"n_components": k}) for k in (2, 3, 4, 5)},
     **{f"rme-{k}": (RecursiveMixtureEncoder, {"n_components": k}) for k in (2, 3, 4, 5)}, # k components, the first included
+    "iaf-1": (IAFEncoder, {"flows": 1}), # inverse autoregressive flow of 1, 2, 4, 8 steps
+    "iaf-2": (IAFEncoder, {"flows": 2}),
+    "iaf-4": (IAFEncoder, {"flows": 4}),
+    "iaf-8": (IAFEncoder, {"flows": 8}),
+    "hf-1":  (HouseholderEncoder, {"reflections": 1}), # Householder flow of 1, 2, 4, 8 reflections
+    "hf-2":  (HouseholderEncoder, {"reflections": 2}),
+    "hf-4":  (HouseholderEncoder, {"reflections": 4}),
+    "hf-8":  (HouseholderEncoder, {"reflections": 8}),
 }
 
 def method_options(method: str) -> set[str]:

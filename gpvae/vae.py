@@ -76,9 +76,11 @@ class VAE(nn.Module):
         if hasattr(q, "stratified"):
             z, log_qz_x, weight = q.stratified(n_samples, generator)
             return ElboTerms((weight * self.log_px_z(x, z)).sum(0), (weight * (log_qz_x - log_normal(z))).sum(0))
-        z, log_qz_x = q.rsample_and_log_prob(n_samples, generator)
-        kl = q.kl()
-        if kl is None: kl = (log_qz_x - log_normal(z)).mean(0)
+        if hasattr(q, "rsample_and_kl"): z, kl = q.rsample_and_kl(n_samples, generator)
+        else:
+            z, log_qz_x = q.rsample_and_log_prob(n_samples, generator)
+            kl = q.kl()
+            if kl is None: kl = (log_qz_x - log_normal(z)).mean(0)
         return ElboTerms(self.log_px_z(x, z).mean(0), kl)
 
     def objectives(self, x: Tensor, beta: float = 1., n_samples: int = 1) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:
