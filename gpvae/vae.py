@@ -71,7 +71,6 @@ class VAE(nn.Module):
 
     def terms(self, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> ElboTerms:
         return self.terms_of(self.posterior(x), x, n_samples, generator)
-
     def terms_of(self, q: Posterior, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> ElboTerms:
         if hasattr(q, "stratified"):
             z, log_qz_x, weight = q.stratified(n_samples, generator)
@@ -90,10 +89,8 @@ class VAE(nn.Module):
         else:
             terms = self.terms(x, n_samples)
             yield terms.elbo(beta), terms
-
     def elbo(self, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> Float[Tensor, "B"]:
         return self.terms(x, n_samples, generator).elbo()
-
     def weight_kl_per_image(self, n_train: int) -> Float[Tensor, ""]:
         penalty = getattr(self.encoder, "weight_kl_per_image", None)
         return penalty(n_train) if penalty else torch.zeros((), device=next(self.parameters()).device)
