@@ -55,8 +55,7 @@ class VAE(nn.Module):
                  likelihood: nn.Module):      # has log_px_z(eta, x)
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
-        check = getattr(encoder, "check_decoder", None)
-        if check: check(decoder)
+        if check := getattr(encoder, "check_decoder", None): check(decoder)
 
     def log_px_z(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         return self.likelihood.log_px_z(self.decoder(z), x.flatten(1))
@@ -71,6 +70,7 @@ class VAE(nn.Module):
 
     def terms(self, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> ElboTerms:
         return self.terms_of(self.posterior(x), x, n_samples, generator)
+
     def terms_of(self, q: Posterior, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> ElboTerms:
         if hasattr(q, "stratified"):
             z, log_qz_x, weight = q.stratified(n_samples, generator)
@@ -84,13 +84,14 @@ class VAE(nn.Module):
 
     def objectives(self, x: Tensor, beta: float = 1., n_samples: int = 1) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:
         "What a training step maximises, in order, with a step of the optimiser after each."
-        own = getattr(self.encoder, "objectives", None)
-        if own: yield from own(self, x, beta, n_samples)
+        if own := getattr(self.encoder, "objectives", None): yield from own(self, x, beta, n_samples)
         else:
             terms = self.terms(x, n_samples)
             yield terms.elbo(beta), terms
+
     def elbo(self, x: Tensor, n_samples: int = 1, generator: torch.Generator|None = None) -> Float[Tensor, "B"]:
         return self.terms(x, n_samples, generator).elbo()
+
     def weight_kl_per_image(self, n_train: int) -> Float[Tensor, ""]:
         penalty = getattr(self.encoder, "weight_kl_per_image", None)
         return penalty(n_train) if penalty else torch.zeros((), device=next(self.parameters()).device)
