@@ -1,7 +1,7 @@
 "What every encoder of the table of methods promises. A new method is covered by being in the table."
 import copy
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch
 from gpvae.checks import InputError
 from gpvae.iwae import estimate_batch
 from gpvae.posteriors import Posterior
-from gpvae.run import METHODS, RunSpec, build_model, method_options
+from gpvae.run import METHODS, RunSpec, Settings, build_model, method_options
 from gpvae.train import TrainConfig, train_step
 from toys import F64, assert_positive, binary_images, perturb, seeded
 
@@ -17,7 +17,8 @@ SHAPE = (1, 4, 4)
 VARIANTS = [{"covariance": "full"}, {"features": "layernorm"}, {"features": "raw"}, {"mode": "mean"}, {"mode": "mixture"},
             {"learn_prior_scale": True, "detach_variance": False, "temperature": 5.}]
 SMALL = {"flow_width": 8} # as small as the trunk
-CASES = [(method, {}) for method in METHODS] + [("gpvae", options) for options in VARIANTS] + [("rme-3", {"own_trunks": True})]
+SHORT = {"svi": {"steps": 50}} # what is promised holds on the way too
+CASES = [(method, SHORT.get(method, {})) for method in METHODS] + [("gpvae", options) for options in VARIANTS] + [("rme-3", {"own_trunks": True}), ("gpvae+sa-2", {"refine": 0.5}), ("svi", {"family": "full"} | SHORT["svi"])]
 
 def name_of(case): return "-".join([case[0], *(f"{k}:{v}" for k, v in case[1].items())])
 
@@ -96,13 +97,11 @@ def test_a_step_ascends(case):
     assert sum(elbos[-10:]) / 10 > sum(elbos[:10]) / 10 + 0.5
 
 def test_bounds_are_ordered(case):
-    repeats = 120 if case[0].startswith(("sa", "gpvae+sa")) else 30 # refined posteriors leave little between the bounds
-    model, x = build(case, scale=0.1), binary_images(60).repeat(repeats, 1, 1, 1)
-    perturb(model.decoder, 0.4)
+    model, x = build(case, scale=0.1), binary_images(60).repeat(30, 1, 1, 1)
+    perturb(model.decoder, 2. if getattr(model.encoder, "needs_grad", False) else 0.4) # a posterior found by gradients is too good for a mild decoder to part the bounds
     r5, r100 = (estimate_batch(model, x, k, rows=100_000, generator=seeded(k)) for k in (5, 100))
-    per_image = lambda v: v.detach().reshape(repeats, 60).mean(0)
-    errors = -3. if case[0] == "svi" else 3. # the best Gaussian of these images is so good that the bounds meet: only a wrong order would show
-    assert_positive(per_image(r5.iwae - r5.elbo), errors); assert_positive(per_image(r100.iwae - r5.iwae), errors)
+    per_image = lambda v: v.detach().reshape(30, 60).mean(0)
+    assert_positive(per_image(r5.iwae - r5.elbo)); assert_positive(per_image(r100.iwae - r5.iwae))
     assert (r5.ess >= 1 - 1e-9).all() and (r5.ess <= 5 + 1e-9).all() and (r100.ess <= 100 + 1e-9).all()
 
 def test_saved_and_loaded(case, tmp_path):
@@ -150,3 +149,8 @@ def test_same_decoder_and_trunk_for_all_methods():
 
 def test_options_of_the_methods_are_listed():
     assert {"covariance", "temperature", "mode"} <= method_options("gpvae") and not method_options("vae") & {"trunk", "h_dim", "z_dim"}
+
+def test_options_of_the_methods_are_no_settings_of_a_budget():
+    "One name would change both: `k` is the number of importance samples, whatever a method calls its steps."
+    settings = {f.name for f in fields(Settings)}
+    assert not [(method, name) for method in METHODS for name in method_options(method) & settings]
