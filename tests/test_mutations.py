@@ -112,7 +112,7 @@ MUTATIONS = {
     "one noise for all training images": Mutation("baselines/semi_amortized", "B, generator = (len(q.mu), None)", "B, generator = (1, None)", "semi_amortized::test_training_noise_is_of_each_image"),
     "first order at the end for the encoder": Mutation("baselines/semi_amortized", "model.terms_of(own, x, n_samples).elbo(beta).sum()", "(model.terms_of(own, x, n_samples).elbo(beta) * 0 + own.mu.sum(-1) + own.log_sigma.sum(-1)).sum()",
                                                          "semi_amortized::test_first_order_trains_the_decoder_at_the_end_and_the_encoder_at_the_start"),
-    "the certain refined": Mutation("baselines/semi_amortized", "hard = self.doubt(x) >=", "hard = self.doubt(x) <", "semi_amortized::test_only_images_above_the_threshold_are_refined"),
+    "the certain refined": Mutation("baselines/semi_amortized", "hard := self.doubt(x) >=", "hard := self.doubt(x) <", "semi_amortized::test_only_images_above_the_threshold_are_refined"),
     "the hardest of the batch refined": Mutation("baselines/semi_amortized", "self.window.quantile(1 - self.refine)", "self.doubt(x).quantile(1 - self.refine)", "semi_amortized::test_refined_images_do_not_depend_on_their_batch"),
     "oldest uncertainties kept": Mutation("baselines/semi_amortized", "[-len(self.last):])", "[:len(self.last)])", "semi_amortized::test_a_window_keeps_the_last"),
     # the best Gaussian of an image
