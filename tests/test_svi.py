@@ -104,15 +104,15 @@ def test_both_starts_find_one_optimum_and_the_full_family_is_above():
     assert (a - b).abs().max() < 0.1 and (c - a).min() > -0.05 and c.mean() > a.mean()
 
 def test_no_neighbour_of_the_best_is_better():
-    "Under much noise, moved by a tenth of its width in either direction, in every parameter."
+    "Under much noise, moved by a third of its width in either direction, in every parameter."
     model, x = toy()
     p, _ = ascended(LogJoint(model, x), parameters(prior_of(x, Z), "diagonal"), Climb(inner_samples=16))
     eps = antithetic(4000, 1, p[0], seeded(3))
     bound = lambda p: bound_at(LogJoint(model, x), gaussian(p), eps).detach()
     for j in range(Z):
         for sign in (-1, 1):
-            e = 0.15 * sign * torch.eye(Z, dtype=F64)[j]
-            assert (bound([p[0] + e * p[1].exp(), p[1]]) < bound(p) + 0.003).all() and (bound([p[0], p[1] + e]) < bound(p) + 0.003).all()
+            e = 0.3 * sign * torch.eye(Z, dtype=F64)[j]
+            assert (bound([p[0] + e * p[1].exp(), p[1]]) < bound(p) + 0.01).all() and (bound([p[0], p[1] + e]) < bound(p) + 0.01).all()
 
 @pytest.mark.parametrize("family", ["diagonal", "full"])
 def test_images_climb_alone(family):
