@@ -76,7 +76,7 @@ class AutoregressiveFlow:
     "q(z|x): samples of a diagonal Gaussian after k steps (@eq-density)."
     base: DiagonalGaussian   # before the first step
     steps: tuple[Step, ...]  # in the order of sampling
-    mean_samples: int = 16   # pairs of samples of which `mean` is the average
+    mean_samples: int = 4    # pairs of samples of which `mean` is the average
 
     def push(self, z: Float[Tensor, "S B Z"]) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B Z"]]: # z after all steps, Σ_t log s_t
         log_s = torch.zeros_like(z)
