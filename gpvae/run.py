@@ -107,8 +107,8 @@ BUDGETS = {
     "smoke": Settings(n_train=2000, n_valid=500, n_test=1000, hidden=(200, 200), epochs=100, kl_warmup=20, checkpoint_seconds=1.),
     "cpu":   Settings(patience=20),
     "paper": Settings(n_train=None, n_valid=None, lr=5e-4, epochs=2000, weight_decay=0.02, kl_warmup=200, patience=200, checkpoint_seconds=30.),
-    "published": Settings(n_train=None, n_valid=None, hidden=(400,), batch_size=100, milestones=(250, 290, 320, 345, 365, 385), lr_factor=0.5,
-                          weight_decay=0.02, kl_warmup=20, epochs=400, k=200),
+    "published": Settings(n_train=None, n_valid=None, hidden=(400,), batch_size=100, milestones=(500, 550, 590, 625, 655, 680), lr_factor=0.5,
+                          weight_decay=0.03, kl_warmup=20, epochs=700, k=200),
 }
 
 # %% ../nbs/80_run.ipynb #dec49e4c
