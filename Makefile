@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DATASET ?= digits
 BUDGET ?= smoke
+METHODS ?=
 JOBS ?= 2
 SETS ?= mnist static_mnist omniglot cifar10 celeba svhn
 # One thread a process: two OpenMP threads beside another busy process collapse.
@@ -51,7 +52,7 @@ data-mnist: setup
 	$(call unpack,mnist static_mnist)
 
 reproduce: setup data-mnist ## train, evaluate and render one result page: make reproduce DATASET=digits BUDGET=smoke
-	@gpvae_reproduce --dataset $(DATASET) --budget $(BUDGET) --jobs $(JOBS)
+	@gpvae_reproduce --dataset $(DATASET) --budget $(BUDGET) --jobs $(JOBS) $(if $(METHODS),--methods $(METHODS))
 
 test: setup data-mnist ## everything below in this order; the tree stays as it was
 	@begin=$$SECONDS; before=$$(git status --porcelain 2>/dev/null || true); mkdir -p .make; \

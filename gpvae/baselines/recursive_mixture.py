@@ -44,7 +44,7 @@ class RecursiveMixtureEncoder(nn.Module):
                  h_dim: int,                    # features H
                  z_dim: int,                    # latent dimensions Z
                  n_components: int = 5,         # K, the first included; 1 is the VAE
-                 eta: float = 0.9,              # η: weight of the divergence
+                 eta: float = 0.5,              # η: weight of the divergence
                  C: float = 1.,                 # cap of the divergence, nats
                  epsilon: float = 0.1,          # every ε_m at the start
                  spread: float = 0.1,           # how far apart the components start, from 0 to 1

@@ -1,0 +1,30 @@
+"The settings of every family: enough tries, and the best of them by validation is the preset."
+from pathlib import Path
+import pandas as pd
+import pytest
+from gpvae.run import RunSpec, options_of
+from gpvae.search import SHORT, TRIES, search_grid, search_table, tried
+from gpvae.tables import read_csv
+
+ROWS = read_csv(Path(__file__).resolve().parent.parent / "nbs" / "results" / "search.csv")
+
+@pytest.mark.parametrize("method", TRIES)
+def test_the_preset_is_the_best_try_by_validation(method):
+    rows = ROWS[ROWS["method"] == method]
+    settings = [dict(pair.split("=") for pair in text.split()) for text in rows["settings"]]
+    best = settings[rows["valid_elbo"].argmax()]
+    assert len(rows) == len(TRIES[method]) >= 3
+    for key, value in options_of(RunSpec(method=method)).items():
+        if key in best: assert float(best[key]) == value, f"{method} starts with {key}={value}, the best try had {best[key]}"
+
+def test_tries_differ_in_their_own_settings_alone():
+    for spec in search_grid(): assert {k: v for k, v in spec.settings if k in SHORT} == SHORT and (spec.n_train, spec.seed, spec.budget) == (5000, 0, "cpu")
+    assert len({(s.method, s.settings) for s in search_grid()}) == sum(map(len, TRIES.values())) == len(ROWS)
+
+def test_the_table_puts_the_best_first():
+    table = search_table(ROWS)
+    for _, g in table.groupby(level="family"): assert g["validation ELBO"].is_monotonic_decreasing
+
+def test_rows_of_other_settings_are_not_tries():
+    strange = ROWS.assign(settings="epochs=1")
+    assert tried(strange) == {} and tried(pd.concat([ROWS, strange])).keys() == tried(ROWS).keys()
