@@ -32,6 +32,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'gpvae.ais.ais': ('ais.html#ais', 'gpvae/ais.py'),
                            'gpvae.ais.ais_batch': ('ais.html#ais_batch', 'gpvae/ais.py'),
                            'gpvae.ais.anneal': ('ais.html#anneal', 'gpvae/ais.py'),
+                           'gpvae.ais.best_full': ('ais.html#best_full', 'gpvae/ais.py'),
                            'gpvae.ais.draw_each': ('ais.html#draw_each', 'gpvae/ais.py'),
                            'gpvae.ais.fingerprint': ('ais.html#fingerprint', 'gpvae/ais.py'),
                            'gpvae.ais.forward': ('ais.html#forward', 'gpvae/ais.py'),

@@ -164,7 +164,7 @@ def test_linear_gaussian_likelihood_within_its_own_error():
     assert error.max() < 0.5 and scaled.abs().max() < 5 and 0.5 < scaled.square().mean().sqrt() < 1.6
     assert r.log_px.dtype == r.ess.dtype == F64 and (r.ess > 4).all() and (r.ess <= 32 + 1e-9).all() and ((r.acceptance > 0.5) & (r.acceptance <= 1)).all()
 
-@pytest.mark.parametrize("start", ["prior", "posterior"])
+@pytest.mark.parametrize("start", ["prior", "posterior", "best"])
 def test_it_agrees_with_iwae_at_large_k(start):
     model, x = bernoulli(), binary_images(6)
     model.encoder = Call(lambda x: DiagonalGaussian(x.new_full((len(x), 2), 0.2), x.new_full((len(x), 2), 0.1)))
@@ -202,7 +202,7 @@ def test_step_sizes_are_interpolated():
 
 # --- images do not know of each other -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("start", ["prior", "posterior"])
+@pytest.mark.parametrize("start", ["prior", "posterior", "best"])
 def test_results_do_not_depend_on_chunks(start, brief):
     lg, x, config = LinearGaussian(), pixels(5), replace(SHORT, start=start)
     model = lg.model(lg.rough)
