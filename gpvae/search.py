@@ -14,7 +14,6 @@ from .run import RunSpec, settings_text
 # %% ../nbs/57_search.ipynb #ae250e1f
 SHORT = {"n_test": 500, "epochs": 40, "kl_warmup": 20} # of all tries; besides 5000 training images
 TRIES = { # of each family, settings
-    "gpvae":       [{"prior_scale": 1.}, {"prior_scale": 0.3}, {"prior_scale": 0.1}],
     "vae-dropout": [{"dropout": 0.05}, {"dropout": 0.1}, {"dropout": 0.2}],
     "sa-4":        [{"step_size": 0.3}, {"step_size": 0.1}, {"step_size": 1.}],
     "iaf-4":       [{"forget_bias": 2.}, {"forget_bias": 1.}, {"forget_bias": 4.}, {"flow_width": 400}],
