@@ -85,7 +85,7 @@ def widths(c: Chunk) -> dict[str, np.ndarray]:
 
 # %% ../nbs/86_gap_runs.ipynb #0637963e
 def is_random(model: VAE) -> bool: # has the encoder a random process?
-    return hasattr(model.encoder, "uncertainty") and float(model.weight_kl_per_image(1)) > 0
+    return hasattr(model.encoder, "uncertainty") and model.weight_kl_per_image(1).item() > 0
 
 def is_gaussian(model: VAE, x: UInt8[Tensor, "N C H W"], binarisation: str) -> bool: # is its posterior diagonal?
     with torch.no_grad(): return isinstance(model.eval().posterior(to_float(x[:1], binarisation)), DiagonalGaussian)
