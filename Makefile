@@ -21,7 +21,7 @@ READY := $(VENV)/.ready
 UNPACK := ../shared/data/unpack.py
 PARTS := sync notebooks pytest smoke docs-check wheel
 
-.PHONY: help setup data data-mnist reproduce test $(PARTS) readme lab clean
+.PHONY: help setup data data-mnist reproduce gap test $(PARTS) readme lab clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ data-mnist: setup
 
 reproduce: setup data-mnist ## train, evaluate and render one result page: make reproduce DATASET=digits BUDGET=smoke
 	@gpvae_reproduce --dataset $(DATASET) --budget $(BUDGET) --jobs $(JOBS) $(if $(METHODS),--methods $(METHODS))
+
+gap: setup data-mnist ## measure the gaps of finished runs and render their page: make gap DATASET=static_mnist BUDGET=cpu METHODS="vae gpvae"
+	@gpvae_gap --dataset $(DATASET) --budget $(BUDGET) $(if $(METHODS),--methods $(METHODS))
 
 test: setup data-mnist ## everything below in this order; the tree stays as it was
 	@begin=$$SECONDS; before=$$(git status --porcelain 2>/dev/null || true); mkdir -p .make; \

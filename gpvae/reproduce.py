@@ -97,17 +97,21 @@ def checkout() -> Path:
         if (folder / "nbs" / "reproduce.ipynb").exists(): return folder
     raise InputError("nbs/reproduce.ipynb is not here: call gpvae_reproduce inside a checkout of the repository")
 
-def render(dataset: str, budget: str, runs: Path, out: Path) -> Path:
+def render(dataset: str, budget: str, runs: Path, out: Path,
+           template: str = "reproduce", # its name
+           name: str|None = None,       # of the page; None: the data set
+           about: str = "Likelihoods"   # begins the title
+          ) -> Path:
     "Execute the template into a page."
     try: import papermill
     except ImportError as e: raise InputError("papermill is not installed: pip install 'gpvae[dev]' brings what rendering needs") from e
-    page = out / f"{dataset}.ipynb"
+    page = out / f"{name or dataset}.ipynb"
     temporary = page.with_name(f".{os.getpid()}.ipynb")
     os.environ |= {"GPVAE_RUNS": str(runs), "GPVAE_RESULTS": str(out)}
     try:
-        papermill.execute_notebook(str(checkout() / "nbs" / "reproduce.ipynb"), str(temporary), parameters={"dataset": dataset, "budget": budget},
+        papermill.execute_notebook(str(checkout() / "nbs" / f"{template}.ipynb"), str(temporary), parameters={"dataset": dataset, "budget": budget},
                                    kernel_name="python3", cwd=str(checkout() / "nbs"), progress_bar=False, log_output=False)
-        clean(temporary, f"Likelihoods on {dataset.replace('_', ' ')}, budget {budget}")
+        clean(temporary, f"{about} on {dataset.replace('_', ' ')}, budget {budget}")
         os.replace(temporary, page)
     finally: temporary.unlink(missing_ok=True)
     return page

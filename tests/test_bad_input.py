@@ -85,7 +85,7 @@ def test_refused(capsys, runs, no_training, args, message):
 def test_exit_status_of_the_commands(tmp_path):
     "The process itself: status 2, one line, no traceback."
     env = os.environ | {"GPVAE_RUNS": str(tmp_path)}
-    commands = {c: subprocess.Popen([sys.executable, "-m", "gpvae.commands", c, "--dataset", "digitz"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for c in ("run", "reproduce")}
+    commands = {c: subprocess.Popen([sys.executable, "-m", "gpvae.commands", c, "--dataset", "digitz"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for c in ("run", "reproduce", "gap")}
     for name, process in commands.items():
         out, err = process.communicate()
         assert process.returncode == 2 and out == ""

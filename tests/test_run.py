@@ -136,7 +136,7 @@ def test_progress_is_shown_unless_quiet(runs, capsys):
     err = capsys.readouterr().err
     assert all(word in err for word in ("vae seed 1", "bound=", "kl=", "active=", "img/s", "IWAE-5"))
 
-@pytest.mark.parametrize("command", ["run", "reproduce"])
+@pytest.mark.parametrize("command", ["run", "reproduce", "gap"])
 def test_help(command):
     done = subprocess.run([sys.executable, "-m", "gpvae.commands", command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and f"usage: gpvae_{command}" in done.stdout and "--dataset" in done.stdout and "--budget" in done.stdout

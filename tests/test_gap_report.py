@@ -1,0 +1,171 @@
+"The report of the gaps: what is measured is kept, the verdict follows the numbers either way, and the page says what its files say."
+from pathlib import Path
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gpvae import gap_runs
+from gpvae.ais import AISConfig, ais
+from gpvae.baselines.svi import Climb
+from gpvae.checks import InputError
+from gpvae.commands import gap_command
+from gpvae.gap_report import Report, decomposition, finished_runs, gap_paths, gap_report, generalisation_table, read_report, refined_elbo, refinement_curve, refinement_curves, rounded, verdict, verdict_text, width_table
+from gpvae.gap_runs import GapSettings, Chunk, measure_run, measure_split, read_kept
+from gpvae.run import BUDGETS, RunSpec, Settings, run
+from toys import bernoulli_model, gp_encoder, seeded
+
+RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results"
+QUICK = GapSettings(AISConfig(temperatures=10, chains=4, start="posterior"), Climb(steps=50), samples=40, k=10, simulated=4, refine_steps=2, chunk=8)
+COUNTS = dict(test=12, train=4, valid=12)
+
+# --- the verdict, on made-up numbers -------------------------------------------------------------------------------------------------------------
+
+def made_up(knows=1., gap=2., free=1., n=200):
+    "knows, free: part of the gap in the score f of gpvae and in the free score kl; gap: mean amortization gap of gpvae, the VAE's is 4."
+    rng, images = np.random.default_rng(0), {}
+    for spec, mean in (("a", 4.), ("b", gap)):
+        for split in ("test", "train", "valid"):
+            amortization = rng.gamma(4., mean / 4, n)
+            images |= {f"{spec}_{split}_{k}": v for k, v in dict(log_px=np.full(n, -90.), diagonal=np.full(n, -93.), full=np.full(n, -92.), elbo=-93 - amortization, ess=np.ones(n), diagonal_converged=np.ones(n, bool),
+                full_converged=np.arange(n) > 2, score_kl=free * amortization + rng.normal(size=n), score_entropy=rng.normal(size=n)).items()}
+            if spec == "b": images[f"b_{split}_score_f"] = knows * amortization + 0.1 * rng.normal(size=n)
+    return Report(pd.DataFrame({"method": ["vae", "gpvae"], "spec": ["a", "b"], "sandwich": [.1, .2], "sandwich_error": [.01, .02]}).set_index("method"), images)
+
+def test_the_verdict_falls_either_way():
+    yes, no = verdict(made_up(), "gpvae"), verdict(made_up(knows=0.01, gap=6.), "gpvae")
+    assert yes.ranks_better and not yes.ranks_worse and yes.closes_gap and yes.best == "f" and yes.difference[0] < 0
+    assert no.ranks_worse and not no.ranks_better and not no.closes_gap and no.best == "kl" and no.difference[1] > 0
+    assert "ranks the amortization gap better than every free score.**" in verdict_text(yes) and "is smaller than that of `vae`:**" in verdict_text(yes)
+    assert "ranks the amortization gap worse than" in verdict_text(no) and "is larger than that of `vae`:**" in verdict_text(no)
+
+def test_the_verdict_between():
+    between = verdict(made_up(knows=0., free=0., gap=4.), "gpvae")
+    assert not between.ranks_better and not between.closes_gap and "not told apart" in verdict_text(between)
+    alone = made_up()
+    assert "VAE was not measured" in verdict_text(verdict(alone._replace(rows=alone.rows.drop("vae")), "gpvae"))
+    with pytest.raises(InputError, match="vae has no score of a process: the verdict is about gpvae"): verdict(alone, "vae")
+
+def test_a_free_score_may_be_used_with_its_sign_turned():
+    "One that falls where the gap grows is no worse than one that rises."
+    up, down = verdict(made_up(knows=0.05, free=3.), "gpvae"), verdict(made_up(knows=0.05, free=-3.), "gpvae")
+    assert not up.ranks_better and not down.ranks_better and down.rho["kl"][0] > 0.8 and up.free == down.free == "kl"
+
+def test_refining_the_doubtful():
+    rng = np.random.default_rng(0)
+    before, gain = rng.normal(-100, 5, 50), rng.gamma(1., 2., 50)
+    by_gain = refinement_curve(before, before + gain, gain, 0.1, 1.1, extra=0.05)
+    for r, ms, elbo in by_gain.to_numpy():
+        assert np.isclose(elbo, before.mean() + np.sort(gain)[::-1][:round(50 * r)].sum() / 50) and np.isclose(ms, 0.1 + r + 0.05 * (0 < r < 1))
+    assert (by_gain["elbo"] >= refinement_curve(before, before + gain, None, 0.1, 1.1)["elbo"] - 1e-9).all()
+    drawn = [refined_elbo(before, before + gain, rng.normal(size=50), 0.4) for _ in range(2000)]
+    assert abs(np.mean(drawn) - refined_elbo(before, before + gain, None, 0.4)) < 4 * np.std(drawn) / 2000**0.5
+
+def test_rounding():
+    v = np.array([-97.123456, 1e-5, 0., np.nan])
+    np.testing.assert_allclose(rounded(v, 16), v, rtol=2**-16)
+
+# --- chunks ----------------------------------------------------------------------------------------------------------------------------------------
+
+def toy():
+    x = (255 * (torch.rand(11, 1, 4, 4, generator=seeded()) < 0.5)).byte()
+    return bernoulli_model(gp_encoder()).float(), x
+
+def test_a_stopped_measurement_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+    model, x = toy(); (tmp_path / "whole").mkdir(); (tmp_path / "part").mkdir()
+    monkeypatch.setitem(gap_runs.PARTS, "train", (gap_runs.bound, gap_runs.annealed))
+    settings = GapSettings(QUICK.annealing, samples=20, chunk=4)
+    whole = measure_split(tmp_path / "whole", model, "train", x, "static", settings)
+    np.testing.assert_allclose(whole["log_px"], ais(model, x, settings.annealing).log_px.numpy(), rtol=1e-5)
+    measure_split(tmp_path / "part", model, "train", x[:6], "static", settings)
+    done = []
+    part = measure_split(tmp_path / "part", model, "train", x, "static", settings, done.append)
+    assert done == [8, 4, 4, 3, 3] # one whole chunk of two parts was kept, the half one not
+    for k in ("elbo", "log_px", "ess"): np.testing.assert_array_equal(part[k], whole[k])
+
+def test_other_settings_are_refused(tmp_path, monkeypatch):
+    model, x = toy()
+    monkeypatch.setitem(gap_runs.PARTS, "train", (gap_runs.bound,))
+    measure_split(tmp_path, model, "train", x, "static", QUICK)
+    with pytest.raises(InputError, match="settings, images or weights differ"): measure_split(tmp_path, model, "train", x, "static", GapSettings(samples=41))
+    with pytest.raises(InputError, match="it must hold 1"): GapSettings(widths=(2.,))
+
+# --- two short runs, measured and shown --------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    "The folder of a report on two short runs, with its page."
+    folder = tmp_path_factory.mktemp("gaps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPVAE_RUNS", str(folder / "runs"))
+        patch.setitem(BUDGETS, "smoke", Settings(n_train=200, n_valid=50, n_test=50, hidden=(16,), epochs=2))
+        for method in ("vae", "gpvae"): run(RunSpec("digits", method, 10), folder / "runs", "cpu", bar=False)
+        page = gap_report("digits", "smoke", ["vae", "gpvae"], 0, COUNTS, QUICK, "cpu", folder / "runs", folder, bar=False)
+        yield folder, page
+
+def test_a_second_call_measures_nothing(shown, monkeypatch):
+    folder, _ = shown
+    def no(*args): raise AssertionError("measured again")
+    for name in ("measure_chunk", "two_sided", "costs"): monkeypatch.setattr(gap_runs, name, no)
+    for spec, result in finished_runs("digits", "smoke", ["vae", "gpvae"], 0, folder / "runs"):
+        m = measure_run(result.folder, spec, COUNTS, QUICK, "cpu")
+        kept = read_report("digits", "smoke", folder).columns(spec.method, "test")
+        np.testing.assert_allclose(m.splits["test"]["log_px"], kept["log_px"], rtol=2**-15)
+
+def test_the_page_says_what_the_files_say(shown):
+    folder, page = shown
+    nb, report = nbformat.read(page, as_version=4), read_report("digits", "smoke", folder)
+    outputs = [o for c in nb.cells for o in c.get("outputs", [])]
+    assert page.name == "gap.ipynb" and not [o for o in outputs if o.output_type in ("error", "stream")] and str(folder) not in nbformat.writes(nb)
+    assert outputs[0]["data"]["text/markdown"] == verdict_text(verdict(report, "gpvae"))
+    text = " ".join(str(o.get("data", {})) for o in outputs)
+    for table in (decomposition(report), generalisation_table(report), width_table(report)):
+        for cell in table.astype(str).to_numpy().ravel(): assert cell in text
+    assert text.count("image/png") >= 4 and "no column of letters" in text
+
+def test_cells_are_the_means_of_the_images(shown):
+    report = read_report("digits", "smoke", shown[0])
+    assert report.methods == ["vae", "gpvae"] and report.with_process() == ["gpvae"] and len(report.scores("gpvae", "turned")["f"]) == COUNTS["test"]
+    for m, row in report.rows.iterrows():
+        c = {k: report.images[f"{row['spec']}_test_{k}"].astype(float) for k in ("log_px", "elbo", "diagonal", "full", "iwae_1.0")}
+        line = decomposition(report).loc[m]
+        for column, v in (("log p(x)", c["log_px"]), ("total gap", c["log_px"] - c["elbo"]), ("approximation", c["log_px"] - c["diagonal"]), ("with full covariance", c["log_px"] - c["full"]), ("amortization", c["diagonal"] - c["elbo"])):
+            assert line[column].startswith(f"{v.mean():.2f} ±")
+        assert line["upper − lower bound"].startswith(f"{row['sandwich']:.2f} ±") and abs(row["iwae_1.0"] - c["iwae_1.0"].mean()) < 0.01
+        assert line["not converged"] == (~(report.columns(m, "test")["diagonal_converged"] & report.columns(m, "test")["full_converged"])).sum()
+    c, curves = report.columns("gpvae", "test"), refinement_curves(report, "gpvae")
+    for k, curve in curves.items(): assert np.isclose(curve["elbo"].iloc[0], c["elbo"].mean()) and np.isclose(curve["elbo"].iloc[-1], c["refined"].mean())
+
+def test_wrong_input_is_one_line(shown, capsys, tmp_path):
+    folder, _ = shown
+    def refused(*args):
+        status, err = gap_command([*map(str, args), "--quiet", "--out", str(tmp_path)]), capsys.readouterr().err
+        assert status == 2 and err.count("\n") == 1 and err.startswith("gpvae_gap: ")
+        return err
+    assert "gpvae-mean seed 0 is not finished" in refused("--runs", folder / "runs") # and says how to train it
+    assert "gpvae_run --dataset digits --method vae --z_dim 10 --seed 7 --budget smoke" in refused("--runs", folder / "runs", "--methods", "vae", "--seed", 7)
+    assert "is not a folder" in refused("--runs", tmp_path / "none")
+    assert "did you mean 'gpvae'" in refused("--methods", "gpvea") and "did you mean 'cpu'" in refused("--budget", "cpuu")
+    assert "test is 1:" in refused("--test", 1) and "start 'priors' is unknown" in refused("--start", "priors") and "refine_steps is 0" in refused("--refine_steps", 0)
+    assert "settings, images or weights differ" in refused("--runs", folder / "runs", "--methods", "vae", "--device", "cpu")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="has no row of budget cpu: gpvae_gap --dataset digits --budget cpu"): read_report("digits", "cpu", folder)
+
+# --- committed ----------------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", sorted(p.stem.removeprefix("gap_") for p in RESULTS.glob("gap_*.csv")))
+def test_committed_gaps_are_whole(name):
+    paths = gap_paths(name, RESULTS)
+    rows = pd.read_csv(paths["csv"])
+    assert rows["spec"].is_unique and paths["images"].stat().st_size < 1_000_000
+    for budget in rows["budget"].unique():
+        report = read_report(name, budget, RESULTS)
+        for m in report.methods:
+            g = report.gaps(m)
+            assert len(g.elbo) >= 2 and (g.total > -1).all() and (g.ess >= 1 - 1e-3).all() and abs(report.columns(m, "test")["iwae_1.0"].mean() - report.rows.loc[m, "iwae_1.0"]) < 0.01
+
+def test_the_committed_page_shows_what_its_files_say():
+    if not (RESULTS / "gap.ipynb").exists() or not gap_paths("static_mnist", RESULTS)["csv"].exists(): pytest.skip("the page of the gaps is not rendered yet")
+    text, report = (RESULTS / "gap.ipynb").read_text(), read_report("static_mnist", "cpu", RESULTS)
+    for cell in decomposition(report).astype(str).to_numpy().ravel(): assert cell in text
