@@ -58,9 +58,9 @@ def gap_parser() -> argparse.ArgumentParser:
     parser = add_common(argparse.ArgumentParser("gpvae_gap", description="Measure the gaps of finished runs and render their page; what is measured is kept in the run folders, a killed call continues."))
     parser.add_argument("--methods", nargs="+", default=None, help="methods (default: the budget's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the runs (default: 0)")
-    for name, n, what in (("test", 500, "test images"), ("train", 200, "training images"), ("valid", 500, "validation images"), ("temperatures", 200, "steps of the annealing"), ("chains", 8, "chains of the annealing"), ("refine_steps", 8, "gradient steps of a refinement")):
+    for name, n, what in (("test", 500, "test images"), ("train", 200, "training images"), ("valid", 300, "validation images"), ("temperatures", 50, "steps of the annealing"), ("chains", 8, "chains of the annealing"), ("refine_steps", 8, "gradient steps of a refinement")):
         parser.add_argument(f"--{name}", type=int, default=n, help=f"{what} (default: {n})")
-    parser.add_argument("--start", default="posterior", help="where annealing starts: posterior or prior (default: posterior)")
+    parser.add_argument("--start", default="best", help="where annealing starts: best (the best Gaussian), posterior (the encoder's) or prior (default: best)")
     parser.add_argument("--out", default=None, help="folder of the page and the results (default: nbs/results of the checkout)")
     parser.add_argument("--page", default="gap", help="name of the page (default: gap)")
     return parser

@@ -38,7 +38,7 @@ from .vae import VAE
 @dataclass(frozen=True)
 class GapSettings:
     "What a gap depends on besides model and images."
-    annealing: AISConfig = AISConfig(temperatures=200, chains=8, start="posterior")
+    annealing: AISConfig = AISConfig(temperatures=50, chains=8, start="best")
     climb: Climb = Climb()               # of the searches; the family is set where they are made
     samples: int = 500                   # of every bound
     k: int = 100                         # importance samples
@@ -196,7 +196,7 @@ def images_of(data: ImageSet, binarisation: str, counts: dict[str, int], device:
     return {k: v.to(device) for k, v in x.items() if v is not None}, splits.eval_binarisation
 
 # %% ../nbs/86_gap_runs.ipynb #52f7b95e
-COUNTS = {"test": 500, "train": 200, "valid": 500}
+COUNTS = {"test": 500, "train": 200, "valid": 300}
 
 class Measured(NamedTuple):
     "All numbers of one run."
