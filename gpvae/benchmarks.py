@@ -237,11 +237,11 @@ def iwae_contenders(sizes: Sizes, x: Tensor) -> Contenders:
 
 # %% ../nbs/90_benchmarks.ipynb #6a37d7a0
 def posterior_contenders(sizes: Sizes, x: Tensor, methods: Sequence[str] = tuple(METHODS)) -> Contenders:
-    "The test-time posterior of one batch, for every method; the unit is a batch."
+    "The test-time posterior of one batch and one sample of it, as `posterior_ms` times it, for every method; the unit is a batch."
     def posterior(method):
         model, batch = model_of(method, sizes).to(x.device).eval(), x[:sizes.batch]
         mode = torch.no_grad() if getattr(model.encoder, "needs_grad", False) else torch.inference_mode()
-        return mode(lambda: model.posterior(batch).mean)
+        return mode(lambda: model.posterior(batch).rsample_and_log_prob())
     return {m: Contender(posterior(m)) for m in methods}
 
 # %% ../nbs/90_benchmarks.ipynb #308d5a11

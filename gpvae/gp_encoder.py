@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEATURES', 'COVARIANCES', 'GAUSSIANS', 'LayerNormalised', 'Standardised', 'DiagonalCovariance', 'FullCovariance',
            'NoCovariance', 'RandomLinear', 'RandomFunctions', 'Uncertainty', 'uncertainty', 'draw', 'at_mean',
-           'marginal', 'GPEncoder']
+           'marginal', 'folded', 'GPEncoder']
 
 # %% ../nbs/40_gp_encoder.ipynb #a681638f
 import math
@@ -29,19 +29,28 @@ class Standardised(nn.Module):
         super().__init__()
         self.momentum, self.eps = momentum, eps
         for name, value in (("mean", torch.zeros(h_dim)), ("square", torch.zeros(h_dim)), ("weight", torch.zeros(()))): self.register_buffer(name, value)
+        for name in ("shift", "scale"): self.register_buffer(name, torch.zeros(h_dim), persistent=False) # m and s
+        self.register_load_state_dict_post_hook(Standardised.settle)
+        self.settle()
 
     @torch.no_grad()
     def update(self, phi: Float[Tensor, "B H"]) -> None:
         self.mean.lerp_(phi.mean(0), self.momentum)
         self.square.lerp_(phi.square().mean(0), self.momentum)
         self.weight.lerp_(torch.ones_like(self.weight), self.momentum) # 1 − (1 − momentum)^updates corrects the start at zero
+        self.settle()
 
-    def forward(self, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
-        if self.training: self.update(phi)
+    @torch.no_grad()
+    def settle(self, *_) -> None:
         weight = self.weight.clamp(min=1e-12)
         mean = self.mean / weight
         var = torch.where(self.weight > 0, (self.square / weight - mean.square()).clamp(min=0), torch.ones_like(mean))
-        return (phi - mean) * torch.rsqrt((var + self.eps * var.mean() + 1e-12) * phi.shape[1])
+        self.shift.copy_(mean)
+        self.scale.copy_(torch.rsqrt((var + self.eps * var.mean() + 1e-12) * len(mean)))
+
+    def forward(self, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+        if self.training: self.update(phi)
+        return (phi - self.shift) * self.scale
 
 # %% ../nbs/40_gp_encoder.ipynb #45ece2eb
 FEATURES = {"layernorm": LayerNormalised, "standardised": Standardised, "raw": lambda h_dim: nn.Identity()}
@@ -110,7 +119,7 @@ class RandomFunctions(NamedTuple):
     g_var: Float[Tensor, "B Z"]  # Var g(x)
 
     def marginal_var(self) -> Float[Tensor, "B Z"]: # Var z under the marginal posterior (@eq-marginal)
-        return self.f_var + torch.exp(2 * self.g_mean + 2 * self.g_var)
+        return self.f_var + torch.exp(2 * (self.g_mean + self.g_var))
 
 # %% ../nbs/40_gp_encoder.ipynb #5bedfd19
 class Uncertainty(NamedTuple):
@@ -141,6 +150,18 @@ def marginal(r: RandomFunctions) -> DiagonalGaussian:
 GAUSSIANS = {"mean": at_mean, "marginal": marginal} # test-time posteriors that are one Gaussian
 
 # %% ../nbs/40_gp_encoder.ipynb #3ebf4ba7
+def folded(e: nn.Module,              # a `GPEncoder` with standardised features and diagonal covariances
+           phi: Float[Tensor, "B H"]  # φ(x)
+          ) -> RandomFunctions:
+    "The random functions with the standardisation inside the weights (@eq-folded)."
+    m, s = e.features.shift, e.features.scale
+    B, b0, M, log_sd = (torch.cat(pair) for pair in ((e.b.weight, e.c.weight), (e.b.bias, e.c.bias), (e.W.mean, e.U.mean), (e.W.cov.log_scale, e.U.cov.log_scale)))
+    Ms, v = M * s, phi.detach() if e.detach_variance else phi
+    f_mean, g_mean = torch.addmm(torch.addmv(b0, Ms, m, alpha=-1), phi, (B + Ms).T).chunk(2, 1)
+    f_var, g_var = ((v - m).square_() @ (log_sd.exp() * s).square().T).chunk(2, 1)
+    return RandomFunctions(f_mean, f_var, g_mean, g_var)
+
+# %% ../nbs/40_gp_encoder.ipynb #d062674e
 class GPEncoder(nn.Module):
     "q(z|x) with random mean f(x) and log standard deviation g(x), Gaussian processes around b(x), c(x) (Kim & Pavlovic 2021)."
     def __init__(self, trunk: nn.Module,             # x -> φ(x), [B, H]; any network
@@ -158,15 +179,15 @@ class GPEncoder(nn.Module):
         super().__init__(); require(min(prior_scale, init_scale, temperature, n_mixture) > 0, "prior_scale, init_scale, temperature and n_mixture must be positive")
         self.mode = choose("test-time mode", mode, (*GAUSSIANS, "mixture"))
         self.trunk, self.features = trunk, FEATURES[choose("features", features, FEATURES)](h_dim)
-        self.b, self.c = nn.Linear(h_dim, z_dim), nn.Linear(h_dim, z_dim)
+        self.b, self.c = (nn.Linear(h_dim, z_dim) for _ in "bc")
         self.W, self.U = (RandomLinear(h_dim, z_dim, covariance, prior_scale, learn_prior_scale, init_scale) for _ in "WU")
-        self.temperature, self.detach_variance, self.n_mixture = temperature, detach_variance, n_mixture
+        self.temperature, self.detach_variance, self.n_mixture, self.foldable = temperature, detach_variance, n_mixture, (features, covariance) == ("standardised", "diagonal")
         self.noise_scale = 1. # the trainer's, during a warm-up of the randomness
 
     def heads(self, x: Tensor) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"], Float[Tensor, "B H"]]: # b(x), c(x), ψ(x)
-        phi = self.trunk(x)
-        return self.b(phi), self.c(phi), self.features(phi)
+        return self.b(phi := self.trunk(x)), self.c(phi), self.features(phi)
     def functions(self, x: Tensor) -> RandomFunctions:
+        if self.foldable and not self.training: return folded(self, self.trunk(x))
         b, c, psi = self.heads(x)
         v = psi.detach() if self.detach_variance else psi
         return RandomFunctions(b + psi @ self.W.mean.T, self.W.cov.var(v), c + psi @ self.U.mean.T, self.U.cov.var(v))

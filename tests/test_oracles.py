@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.gp_encoder import RandomLinear, marginal
+from gpvae.gp_encoder import RandomLinear, Standardised, marginal
 from gpvae.iwae import RunningWeights, ess, estimate_batch, evaluate, iwae
 from gpvae.likelihoods import Bernoulli, Gaussian
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, gaussian_kl, log_normal
@@ -260,6 +260,32 @@ def test_training_noise_has_the_variance_of_the_functions():
     r, q = encoder.functions(x[:1]), encoder(x)
     for mean, var, value in ((r.f_mean, r.f_var, q.mu), (r.g_mean, r.g_var, q.log_sigma)):
         assert_zero(value[:, 0] - mean[0, 0]); assert_zero((value[:, 1] - mean[0, 1]).square() - var[0, 1])
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_folding_changes_no_function(detach):
+    "In evaluation the standardisation is inside the weights: the same functions, with the same gradients."
+    encoder, x = gp_encoder(features="standardised", detach_variance=detach), binary_images(6)
+    encoder.train()(binary_images(50, seed=5))
+    weights = tuple(p for p in encoder.parameters() if p.requires_grad)
+    fast = encoder.eval().functions(x)
+    encoder.train(); encoder.features.eval()
+    for a, b in zip(fast, encoder.functions(x)):
+        close(a, b, 1e-12)
+        parts = [torch.autograd.grad(v.sum(), weights, allow_unused=True, retain_graph=True) for v in (a, b)]
+        for g, h in zip(*parts):
+            if g is None or h is None: assert all(p is None or not p.any() for p in (g, h))
+            else: close(g, h, 1e-12)
+
+def test_the_scale_follows_the_running_moments():
+    "ψ of a batch that alone has set the estimates is standardised by its own moments, also after loading."
+    layer, phi = Standardised(4).double(), 2 * features(50, 4) + 3
+    layer.train()(phi); layer.eval()
+    var = phi.var(0, unbiased=False)
+    expected = (phi - phi.mean(0)) * torch.rsqrt((var + layer.eps * var.mean()) * 4)
+    close(layer(phi), expected, 1e-9)
+    other = Standardised(4).double().eval()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(phi), layer(phi)) and list(layer.state_dict()) == ["mean", "square", "weight"]
 
 # --- 4. marginal and mixture ----------------------------------------------------------------------------------------------------------
 
