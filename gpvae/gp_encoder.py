@@ -45,8 +45,7 @@ class Standardised(nn.Module):
         weight = self.weight.clamp(min=1e-12)
         mean = self.mean / weight
         var = torch.where(self.weight > 0, (self.square / weight - mean.square()).clamp(min=0), torch.ones_like(mean))
-        self.shift.copy_(mean)
-        self.scale.copy_(torch.rsqrt((var + self.eps * var.mean() + 1e-12) * len(mean)))
+        self.shift, self.scale = mean, torch.rsqrt((var + self.eps * var.mean() + 1e-12) * len(mean)) # new tensors: a backward pass may still need the old
 
     def forward(self, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
         if self.training: self.update(phi)

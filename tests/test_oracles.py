@@ -286,6 +286,9 @@ def test_the_scale_follows_the_running_moments():
     other = Standardised(4).double().eval()
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(phi), layer(phi)) and list(layer.state_dict()) == ["mean", "square", "weight"]
+    phi.requires_grad_(); other.train()
+    (other(phi) + other(2 * phi)).sum().backward() # two updates before one backward pass
+    assert phi.grad.isfinite().all()
 
 # --- 4. marginal and mixture ----------------------------------------------------------------------------------------------------------
 
