@@ -90,7 +90,7 @@ def gap_bars(table: pd.DataFrame,    # one line a method: columns approximation,
     y = np.arange(len(table))
     ax.barh(y, table["approximation"], height=.6, label="approximation", color="C0"); ax.barh(y, table["amortization"], left=table["approximation"], height=.6, label="amortization", color="C1")
     ax.errorbar(table["approximation"] + table["amortization"], y, xerr=table["error"], fmt="none", ecolor="k", capsize=3)
-    ax.set(yticks=y, yticklabels=table.index, ylim=(len(table) - .5, -.5), xlabel="gap, nats per image"); ax.legend()
+    ax.set(yticks=y, yticklabels=table.index, ylim=(len(table) - .5, -.5), xlabel="gap, nats per image"); ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 def deciles(tables: dict[str, pd.DataFrame], # score -> lines of `by_decile`
             ax: Axes, ylabel: str = "amortization gap, nats") -> None:

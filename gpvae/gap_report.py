@@ -159,13 +159,15 @@ def chosen(r: Report, method: str) -> tuple[dict[str, np.ndarray], str, str, str
     process = set(Uncertainty._fields)
     return signed(r.scores(method), sign), of(set(valid)), of(process), of(set(valid) - process)
 
-def verdict(r: Report, method: str, reference: str = "vae") -> Verdict:
+def verdict(r: Report, method: str, reference: str = "vae",
+            draws: int = 500 # of every bootstrap over images
+           ) -> Verdict:
     "Answer both questions from the numbers."
     require(method in r.with_process(), f"{method} has no score of a process: the verdict is about {', '.join(r.with_process()) or 'none of the measured methods'}")
     s, best, process, free = chosen(r, method)
     gap = r.gaps(method).amortization
-    rho = {k: bootstrap(spearman, v, gap) for k, v in s.items()}
-    margins = {k: bootstrap(margin, s[process], v, gap) for k, v in s.items() if k not in Uncertainty._fields}
+    rho = {k: bootstrap(spearman, v, gap, n=draws) for k, v in s.items()}
+    margins = {k: bootstrap(margin, s[process], v, gap, n=draws) for k, v in s.items() if k not in Uncertainty._fields}
     other = reference if reference in r.methods and reference != method else None
     return Verdict(method, other, best, process, free, rho, margins, paired_difference(r, method, other) if other else None, len(gap))
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from gpvae import gap_runs
+from gpvae import ais as annealing, gap_runs
 from gpvae.ais import AISConfig, ais
 from gpvae.baselines.svi import Climb
 from gpvae.checks import InputError
@@ -17,7 +17,7 @@ from gpvae.run import BUDGETS, RunSpec, Settings, run
 from toys import bernoulli_model, gp_encoder, seeded
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results"
-QUICK = GapSettings(AISConfig(temperatures=10, chains=4, start="posterior"), Climb(steps=50), samples=40, k=10, simulated=4, refine_steps=2, chunk=8)
+QUICK = GapSettings(AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start="posterior"), Climb(steps=25), samples=40, k=10, simulated=4, refine_steps=2, chunk=16)
 COUNTS = dict(test=12, train=4, valid=12)
 
 # --- the verdict, on made-up numbers -------------------------------------------------------------------------------------------------------------
@@ -33,23 +33,25 @@ def made_up(knows=1., gap=2., free=1., n=200):
             if spec == "b": images[f"b_{split}_score_f"] = knows * amortization + 0.1 * rng.normal(size=n)
     return Report(pd.DataFrame({"method": ["vae", "gpvae"], "spec": ["a", "b"], "sandwich": [.1, .2], "sandwich_error": [.01, .02]}).set_index("method"), images)
 
+judge = lambda report: verdict(report, "gpvae", draws=60)
+
 def test_the_verdict_falls_either_way():
-    yes, no = verdict(made_up(), "gpvae"), verdict(made_up(knows=0.01, gap=6.), "gpvae")
+    yes, no = judge(made_up()), judge(made_up(knows=0.01, gap=6.))
     assert yes.ranks_better and not yes.ranks_worse and yes.closes_gap and yes.best == "f" and yes.difference[0] < 0
     assert no.ranks_worse and not no.ranks_better and not no.closes_gap and no.best == "kl" and no.difference[1] > 0
     assert "ranks the amortization gap better than every free score.**" in verdict_text(yes) and "is smaller than that of `vae`:**" in verdict_text(yes)
     assert "ranks the amortization gap worse than" in verdict_text(no) and "is larger than that of `vae`:**" in verdict_text(no)
 
 def test_the_verdict_between():
-    between = verdict(made_up(knows=0., free=0., gap=4.), "gpvae")
+    between = judge(made_up(knows=0., free=0., gap=4.))
     assert not between.ranks_better and not between.closes_gap and "not told apart" in verdict_text(between)
     alone = made_up()
-    assert "VAE was not measured" in verdict_text(verdict(alone._replace(rows=alone.rows.drop("vae")), "gpvae"))
+    assert "VAE was not measured" in verdict_text(judge(alone._replace(rows=alone.rows.drop("vae"))))
     with pytest.raises(InputError, match="vae has no score of a process: the verdict is about gpvae"): verdict(alone, "vae")
 
 def test_a_free_score_may_be_used_with_its_sign_turned():
     "One that falls where the gap grows is no worse than one that rises."
-    up, down = verdict(made_up(knows=0.05, free=3.), "gpvae"), verdict(made_up(knows=0.05, free=-3.), "gpvae")
+    up, down = judge(made_up(knows=0.05, free=3.)), judge(made_up(knows=0.05, free=-3.))
     assert not up.ranks_better and not down.ranks_better and down.rho["kl"][0] > 0.8 and up.free == down.free == "kl"
 
 def test_refining_the_doubtful():
@@ -68,11 +70,14 @@ def test_rounding():
 
 # --- chunks ----------------------------------------------------------------------------------------------------------------------------------------
 
+@pytest.fixture
+def short_pilot(monkeypatch): monkeypatch.setattr(annealing, "PILOT_TEMPERATURES", 3)
+
 def toy():
     x = (255 * (torch.rand(11, 1, 4, 4, generator=seeded()) < 0.5)).byte()
     return bernoulli_model(gp_encoder()).float(), x
 
-def test_a_stopped_measurement_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+def test_a_stopped_measurement_goes_on_to_the_same_numbers(tmp_path, monkeypatch, short_pilot):
     model, x = toy(); (tmp_path / "whole").mkdir(); (tmp_path / "part").mkdir()
     monkeypatch.setitem(gap_runs.PARTS, "train", (gap_runs.bound, gap_runs.annealed))
     settings = GapSettings(QUICK.annealing, samples=20, chunk=4)
@@ -98,6 +103,7 @@ def shown(tmp_path_factory):
     "The folder of a report on two short runs, with its page."
     folder = tmp_path_factory.mktemp("gaps")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annealing, "PILOT_TEMPERATURES", 3)
         patch.setenv("GPVAE_RUNS", str(folder / "runs"))
         patch.setitem(BUDGETS, "smoke", Settings(n_train=200, n_valid=50, n_test=50, hidden=(16,), epochs=2))
         for method in ("vae", "gpvae"): run(RunSpec("digits", method, 10), folder / "runs", "cpu", bar=False)

@@ -163,7 +163,7 @@ MUTATIONS = {
     # the report of the gaps
     "difference to the VAE turned round": Mutation("gap_report", "d = (a - b)[", "d = (b - a)[", "gap_report::test_the_verdict_falls_either_way"),
     "scores that fall with the gap not turned": Mutation("gap_report", "-1 if spearman(v, gap) < 0 else 1", "1", "gap_report::test_a_free_score_may_be_used_with_its_sign_turned"),
-    "margins over the best score of all": Mutation("gap_report", "bootstrap(margin, s[process], v, gap)", "bootstrap(margin, s[best], v, gap)", "gap_report::test_the_verdict_falls_either_way"),
+    "margins over the best score of all": Mutation("gap_report", "bootstrap(margin, s[process], v, gap", "bootstrap(margin, s[best], v, gap", "gap_report::test_the_verdict_falls_either_way"),
     "the certain images refined": Mutation("gap_report", "np.argsort(-score", "np.argsort(score", "gap_report::test_refining_the_doubtful"),
     "chunks that all number their images from nought": Mutation("gap_runs", "range(c.first, c.first + len(c.x))", "range(len(c.x))", "gap_report::test_a_stopped_measurement_goes_on_to_the_same_numbers"),
 }
