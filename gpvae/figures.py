@@ -62,6 +62,7 @@ def likelihoods(rows: pd.DataFrame,      # runs, with columns method and `column
         values = rows.loc[rows["method"] == m, column]
         ax.plot(values, np.full(len(values), i), "o", ms=5, alpha=.7); ax.plot([values.mean()] * 2, [i - .3, i + .3], "k", lw=1.2)
     ax.set(yticks=range(len(methods)), yticklabels=methods, ylim=(len(methods) - .5, -.5), xlabel=f"{column.upper()}, nats per image")
+    ax.locator_params(axis="x", nbins=5)
 
 # %% ../nbs/82_figures.ipynb #10daa7d0
 def over_sizes(rows: pd.DataFrame,     # runs, with columns method, n_train and `column`
