@@ -195,7 +195,7 @@ def find(name: str|Path, # of the table, of an .npz in the root, or the path of 
         require(path.is_file(), f"data set {str(name)!r}: there is no such file, pass the path of an .npz with x_train and x_test")
         return Origin(path.stem, path.absolute(), CHOICES.get(path.stem))
     file = root / f"{name}.npz"
-    if not file.is_file(): choose("data set", str(name), [*CHOICES, *sorted(f.stem for f in root.glob("*.npz"))])
+    if not file.is_file(): choose("data set", str(name), dict.fromkeys([*CHOICES, *sorted(f.stem for f in root.glob("*.npz"))]))
     return Origin(str(name), file if file.is_file() else None, CHOICES.get(str(name)))
 
 # %% ../nbs/10_data.ipynb #fc6419e4

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'COVARIANCES', 'GAUSSIANS', 'LayerNormalised', 'Standardised', 'DiagonalCovariance', 'FullCovariance',
-           'NoCovariance', 'RandomLinear', 'RandomFunctions', 'Uncertainty', 'uncertainty', 'draw', 'at_mean',
-           'marginal', 'folded', 'GPEncoder']
+           'LowRankCovariance', 'NoCovariance', 'RandomLinear', 'RandomFunctions', 'Uncertainty', 'uncertainty', 'draw',
+           'at_mean', 'marginal', 'Draws', 'draws', 'WhiteNoise', 'folded', 'unfolded', 'mixed', 'GPEncoder']
 
 # %% ../nbs/40_gp_encoder.ipynb #a681638f
+import copy
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .checks import choose, require
-from .posteriors import DiagonalGaussian, GaussianMixture, randn
+from .posteriors import DiagonalGaussian, GaussianMixture, gaussian_kl, log_normal, randn
 
 # %% ../nbs/40_gp_encoder.ipynb #c75b2853
 class LayerNormalised(nn.Module):
@@ -78,20 +80,41 @@ class FullCovariance(nn.Module):
     def colour(self, eps: Float[Tensor, "K Z H"]) -> Float[Tensor, "K Z H"]: return (self.cholesky() @ eps[..., None])[..., 0]
 
 # %% ../nbs/40_gp_encoder.ipynb #9c87b36e
+class LowRankCovariance(nn.Module):
+    "Σ_j = D_j (I + B_j B_jᵀ) D_j, D_j = diag(exp(log_scale_j)), B_j of `rank` columns."
+    def __init__(self, z_dim: int, h_dim: int, scale: float, rank: int = 8):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((z_dim, h_dim), math.log(scale)))
+        self.B = nn.Parameter(0.1 * torch.randn(z_dim, h_dim, rank) / math.sqrt(h_dim))
+
+    def var(self, psi: Float[Tensor, "B H"]) -> Float[Tensor, "B Z"]:
+        v = psi * self.log_scale.exp()[:, None]
+        return (v.square().sum(-1) + (v @ self.B).square().sum(-1)).T
+
+    def trace(self) -> Float[Tensor, "Z"]: return (torch.exp(2 * self.log_scale) * (1 + self.B.square().sum(-1))).sum(1)
+    def log_det(self) -> Float[Tensor, "Z"]: return 2 * self.log_scale.sum(1) + torch.logdet(self.B.mT @ self.B + torch.eye(self.B.shape[-1]).to(self.B))
+
+    def colour(self, eps: Float[Tensor, "K Z H"]) -> Float[Tensor, "K Z H"]: # D (I + B Bᵀ)^½ eps (@eq-low-rank)
+        lam, Q = torch.linalg.eigh(self.B.mT @ self.B)
+        V = self.B @ Q
+        inner = (V.mT @ eps[..., None]) / (1 + (1 + lam.clamp(min=0)).sqrt())[..., None]
+        return self.log_scale.exp() * (eps + (V @ inner)[..., 0])
+
+# %% ../nbs/40_gp_encoder.ipynb #26ae55d4
 class NoCovariance(nn.Module):
     "Σ_j = 0: the functions are not random and nothing is paid for their weights."
     def __init__(self, z_dim: int, h_dim: int, scale: float): super().__init__(); self.z_dim = z_dim
     def var(self, psi: Float[Tensor, "B H"]) -> Float[Tensor, "B Z"]: return psi.new_zeros(len(psi), self.z_dim)
     def colour(self, eps: Float[Tensor, "K Z H"]) -> Float[Tensor, "K Z H"]: return torch.zeros_like(eps)
 
-COVARIANCES = {"diagonal": DiagonalCovariance, "full": FullCovariance, "none": NoCovariance}
+COVARIANCES = {"diagonal": DiagonalCovariance, "full": FullCovariance, "low-rank": LowRankCovariance, "none": NoCovariance}
 
 # %% ../nbs/40_gp_encoder.ipynb #b3831509
 class RandomLinear(nn.Module):
     "Wψ with W_j ~ N(M_j, Σ_j) a posteriori and N(0, α_j² I) a priori, one row an output."
     def __init__(self, h_dim: int,                   # features H
                  z_dim: int,                         # outputs Z
-                 covariance: str = "diagonal",       # "diagonal", "full" or "none"
+                 covariance: str = "diagonal",       # one of COVARIANCES
                  prior_scale: float = 1.,            # α at the start
                  learn_prior_scale: bool = False,    # train α, one an output, with the bound
                  init_scale: float = 0.1):           # posterior standard deviation of each weight at the start
@@ -148,6 +171,48 @@ def marginal(r: RandomFunctions) -> DiagonalGaussian:
 
 GAUSSIANS = {"mean": at_mean, "marginal": marginal} # test-time posteriors that are one Gaussian
 
+# %% ../nbs/40_gp_encoder.ipynb #ade8a08f
+@dataclass(frozen=True)
+class Draws:
+    "q(z|x, f, g) of K draws of f and g an image; sample s belongs to draw s mod K."
+    mu: Float[Tensor, "K B Z"]        # means
+    log_sigma: Float[Tensor, "K B Z"] # log standard deviations
+
+    @property
+    def mean(self) -> Float[Tensor, "B Z"]: return self.mu.mean(0)
+
+    def of_samples(self, S: int) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B Z"]]:
+        index = torch.arange(S) % len(self.mu)
+        return self.mu[index], self.log_sigma[index]
+
+    def rsample_and_log_prob(self, S: int = 1, generator: torch.Generator|None = None) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]]:
+        mu, log_sigma = self.of_samples(S)
+        eps = randn(mu.shape, mu, generator)
+        return mu + log_sigma.exp() * eps, log_normal(eps) - log_sigma.sum(-1)
+
+    def log_prob(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]: return log_normal(z, *self.of_samples(len(z)))
+
+    def kl(self) -> Float[Tensor, "B"]: return gaussian_kl(self.mu, self.log_sigma).mean(0)
+
+# %% ../nbs/40_gp_encoder.ipynb #6b87ae0d
+def draws(r: RandomFunctions, K: int, generator: torch.Generator|None = None, scale: float = 1.) -> DiagonalGaussian|Draws:
+    "K draws of f and g an image; one is a Gaussian."
+    if K == 1: return draw(r, generator, scale)
+    q = draw(RandomFunctions(*(t.repeat(K, 1) for t in r)), generator, scale)
+    return Draws(*(t.unflatten(0, (K, -1)) for t in (q.mu, q.log_sigma)))
+
+# %% ../nbs/40_gp_encoder.ipynb #114f20af
+class WhiteNoise(nn.Module):
+    "ε_j(x), independent over images: N(0, ω_j²) a posteriori, N(0, ω₀²) a priori (@eq-white)."
+    def __init__(self, z_dim: int, prior: float): # ω₀
+        super().__init__()
+        self.log_prior, self.log_scale = math.log(prior), nn.Parameter(torch.full((z_dim,), math.log(prior)))
+
+    def var(self) -> Float[Tensor, "Z"]: return torch.exp(2 * self.log_scale)
+    def kl(self) -> Float[Tensor, ""]: # nats an image
+        ratio = self.log_scale - self.log_prior
+        return (0.5 * torch.expm1(2 * ratio) - ratio).sum()
+
 # %% ../nbs/40_gp_encoder.ipynb #3ebf4ba7
 def folded(e: nn.Module,              # a `GPEncoder` with standardised features and diagonal covariances
            phi: Float[Tensor, "B H"]  # φ(x)
@@ -161,12 +226,29 @@ def folded(e: nn.Module,              # a `GPEncoder` with standardised features
     return RandomFunctions(f_mean, f_var, g_mean, g_var)
 
 # %% ../nbs/40_gp_encoder.ipynb #d062674e
+def unfolded(e: nn.Module,               # a `GPEncoder`
+             b: Float[Tensor, "B Z"],    # b(x)
+             c: Float[Tensor, "B Z"],    # c(x)
+             psi: Float[Tensor, "B H"]   # ψ(x)
+            ) -> RandomFunctions:
+    "The random functions from heads and features (@eq-local)."
+    v = psi.detach() if e.detach_variance else psi
+    f_white, g_white = (w.var() for w in e.white) if e.white else (0., 0.)
+    return RandomFunctions(b + psi @ e.W.mean.T, e.W.cov.var(v) + f_white, c + psi @ e.U.mean.T, e.U.cov.var(v) + g_white)
+
+def mixed(e: nn.Module, b: Float[Tensor, "B Z"], c: Float[Tensor, "B Z"], psi: Float[Tensor, "B H"], generator: torch.Generator) -> GaussianMixture:
+    "K encoders drawn from the posterior over weights, mixed."
+    W, U = (layer.sample(e.n_mixture, generator) for layer in (e.W, e.U))
+    e_f, e_g = (w.var().sqrt() * randn((e.n_mixture, 1, b.shape[1]), b, generator) for w in e.white) if e.white else (0., 0.)
+    return GaussianMixture(b + psi @ W.mT + e_f, c + psi @ U.mT + e_g, psi.new_full((e.n_mixture, len(psi)), -math.log(e.n_mixture)))
+
+# %% ../nbs/40_gp_encoder.ipynb #1d63e58a
 class GPEncoder(nn.Module):
     "q(z|x) with random mean f(x) and log standard deviation g(x), Gaussian processes around b(x), c(x) (Kim & Pavlovic 2021)."
     def __init__(self, trunk: nn.Module,             # x -> φ(x), [B, H]; any network
                  h_dim: int,                         # features H
                  z_dim: int,                         # latent dimensions Z
-                 covariance: str = "diagonal",       # posterior of the weights: "diagonal", "full", "none"
+                 covariance: str = "diagonal",       # posterior of the weights: "diagonal", "full", "low-rank", "none"
                  features: str = "standardised",     # ψ from φ: "standardised", "layernorm", "raw"
                  prior_scale: float = 1.,            # α and β, prior standard deviations of the weights
                  learn_prior_scale: bool = False,    # train α_j and β_j with the bound
@@ -174,33 +256,30 @@ class GPEncoder(nn.Module):
                  temperature: float = 1.,            # τ: power of the pseudo-likelihood
                  detach_variance: bool = True,       # cut the gradient of the variance into the trunk
                  mode: str = "marginal",             # test-time posterior: "mean", "marginal", "mixture"
-                 n_mixture: int = 10):               # components of "mixture"
-        super().__init__(); require(min(prior_scale, init_scale, temperature, n_mixture) > 0, "prior_scale, init_scale, temperature and n_mixture must be positive")
+                 n_mixture: int = 10,                # components of "mixture"
+                 own_features: bool = False,         # a second trunk for the kernel
+                 white: float = 0.,                  # ω₀, prior standard deviation of a deviation of every image's own; 0: none
+                 n_draws: int = 1):                  # K, draws of f and g an image in training; sample as many z
+        super().__init__(); require(min(prior_scale, init_scale, temperature, n_mixture, n_draws) > 0 <= white, "prior_scale, init_scale, temperature, n_mixture and n_draws must be positive, white not negative")
         self.mode = choose("test-time mode", mode, (*GAUSSIANS, "mixture"))
-        self.trunk, self.features = trunk, FEATURES[choose("features", features, FEATURES)](h_dim)
+        self.trunk, self.kernel_trunk, self.features = trunk, copy.deepcopy(trunk) if own_features else None, FEATURES[choose("features", features, FEATURES)](h_dim)
         self.b, self.c = (nn.Linear(h_dim, z_dim) for _ in "bc")
         self.W, self.U = (RandomLinear(h_dim, z_dim, covariance, prior_scale, learn_prior_scale, init_scale) for _ in "WU")
-        self.temperature, self.detach_variance, self.n_mixture, self.foldable = temperature, detach_variance, n_mixture, (features, covariance) == ("standardised", "diagonal")
+        self.white = nn.ModuleList(WhiteNoise(z_dim, white) for _ in "fg" if white) # of f and of g, or empty
+        self.temperature, self.detach_variance, self.n_mixture, self.n_draws = temperature, detach_variance and not own_features, n_mixture, n_draws
+        self.foldable = (features, covariance, own_features, white) == ("standardised", "diagonal", False, 0)
         self.noise_scale = 1. # the trainer's, during a warm-up of the randomness
 
     def heads(self, x: Tensor) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z"], Float[Tensor, "B H"]]: # b(x), c(x), ψ(x)
-        return self.b(phi := self.trunk(x)), self.c(phi), self.features(phi)
+        return self.b(phi := self.trunk(x)), self.c(phi), self.features(self.kernel_trunk(x) if self.kernel_trunk else phi)
     def functions(self, x: Tensor) -> RandomFunctions:
-        if self.foldable and not self.training: return folded(self, self.trunk(x))
-        b, c, psi = self.heads(x)
-        v = psi.detach() if self.detach_variance else psi
-        return RandomFunctions(b + psi @ self.W.mean.T, self.W.cov.var(v), c + psi @ self.U.mean.T, self.U.cov.var(v))
-
+        return folded(self, self.trunk(x)) if self.foldable and not self.training else unfolded(self, *self.heads(x))
     def mixture(self, x: Tensor, seed: int = 210203151) -> GaussianMixture: # not a seed of any evaluation
-        b, c, psi = self.heads(x)
-        generator = torch.Generator(psi.device).manual_seed(seed)
-        W, U = (layer.sample(self.n_mixture, generator) for layer in (self.W, self.U))
-        return GaussianMixture(b + psi @ W.mT, c + psi @ U.mT, psi.new_full((self.n_mixture, len(psi)), -math.log(self.n_mixture)))
-
-    def forward(self, x: Tensor, log_joint=None) -> DiagonalGaussian|GaussianMixture:
-        if self.training: return draw(self.functions(x), scale=self.noise_scale)
+        return mixed(self, *self.heads(x), torch.Generator(x.device).manual_seed(seed))
+    def forward(self, x: Tensor, log_joint=None) -> DiagonalGaussian|GaussianMixture|Draws:
+        if self.training: return draws(self.functions(x), self.n_draws, scale=self.noise_scale)
         return self.mixture(x) if self.mode == "mixture" else GAUSSIANS[self.mode](self.functions(x))
-
     def uncertainty(self, x: Tensor) -> Uncertainty: return uncertainty(self.functions(x))
     def weight_kl(self) -> Float[Tensor, ""]: return self.W.kl() + self.U.kl() # nats
-    def weight_kl_per_image(self, n_train: int) -> Float[Tensor, ""]: return self.weight_kl() / (self.temperature * n_train) # nats per image
+    def weight_kl_per_image(self, n_train: int) -> Float[Tensor, ""]: # nats per image, white noise included
+        return self.weight_kl() / (self.temperature * n_train) + sum(w.kl() for w in self.white)

@@ -39,6 +39,12 @@ CHANGES = { # name of the line: method, settings
     "gpvae, both 0.3":                  ("gpvae", {"prior_scale": 0.3, "temperature": 0.3}),
     "gpvae, learned prior scale":       ("gpvae", {"learn_prior_scale": True}),
     "gpvae, initial scale 0.3":         ("gpvae", {"init_scale": 0.3}),
+    "gpvae, low-rank covariance":       ("gpvae", {"covariance": "low-rank"}),
+    "gpvae, features of its own":       ("gpvae", {"own_features": True}),
+    "gpvae, white noise 0.1":           ("gpvae", {"white": 0.1}),
+    "gpvae, two draws":                 ("gpvae", {"n_draws": 2, "n_samples": 2}),
+    "gpvae, warm start":                ("gpvae", {"warm_start": "gpvae-mean", "kl_warmup": 0, "epochs": 40}),
+    "mean network, warm start":         ("gpvae-mean", {"warm_start": "vae", "kl_warmup": 0, "epochs": 40}),
 }
 
 # %% ../nbs/43_recipe.ipynb #a3036a57
@@ -46,7 +52,7 @@ def recipe_grid(seeds: int = 3, dataset: str = "static_mnist") -> list[RunSpec]:
     "The runs of the ablation, whole seeds first."
     return [RunSpec(dataset, method, 20, seed, "cpu", settings=tuple(settings.items())) for seed in range(seeds) for method, settings in CHANGES.values()]
 
-CURVE = {1000: {}, 3000: {}, 10_000: {}, 50_000: {}} # training images: what the schedule changes
+CURVE = {1000: {"epochs": 160}, 3000: {}, 10_000: {}, 50_000: {}} # training images: what the schedule changes
 METHODS_OF_CURVE = ("vae", "vae-dropout", "gpvae-mean", "gpvae")
 
 def curve_grid(seeds: int = 3, dataset: str = "static_mnist", sizes: tuple[int, ...] = tuple(CURVE)) -> list[RunSpec]:

@@ -15,7 +15,7 @@ from toys import F64, assert_positive, binary_images, perturb, seeded
 
 SHAPE = (1, 4, 4)
 VARIANTS = [{"covariance": "full"}, {"features": "layernorm"}, {"features": "raw"}, {"mode": "mean"}, {"mode": "mixture"},
-            {"learn_prior_scale": True, "detach_variance": False, "temperature": 5.}]
+            {"learn_prior_scale": True, "detach_variance": False, "temperature": 5.}, {"covariance": "low-rank"}, {"own_features": True}, {"white": 0.3, "n_draws": 2}]
 SMALL = {"flow_width": 8} # as small as the trunk
 SHORT = {"svi": {"steps": 50}} # what is promised holds on the way too
 CASES = [(method, SHORT.get(method, {})) for method in METHODS] + [("gpvae", options) for options in VARIANTS] + [("rme-3", {"own_trunks": True}), ("gpvae+sa-2", {"refine": 0.5}), ("svi", {"family": "full"} | SHORT["svi"])]

@@ -178,7 +178,7 @@ def shrink(encoder):
     for layer in (encoder.W, encoder.U):
         for name, p in layer.cov.named_parameters(): p.data.fill_(0. if name == "lower" else -80.)
 
-@pytest.mark.parametrize("covariance", ["diagonal", "full", "none"])
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low-rank", "none"])
 @pytest.mark.parametrize("mode", ["train", "mean", "marginal", "mixture"])
 def test_without_variance_it_is_a_vae(mode, covariance):
     encoder = gp_encoder(covariance=covariance, features="standardised", mode="mean" if mode == "train" else mode)
@@ -210,9 +210,10 @@ def covariance_of(layer, psi):
 def at_the_prior(layer, alpha):
     "Prior and posterior of the weights are both N(0, alpha² I), to float64."
     for p in (layer.log_prior, layer.cov.log_scale if hasattr(layer.cov, "log_scale") else layer.cov.log_diag): p.data.fill_(math.log(alpha))
+    if hasattr(layer.cov, "B"): layer.cov.B.data.zero_()
     return layer
 
-@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low-rank"])
 def test_prior_covariance_is_the_kernel(covariance):
     alpha, psi = 0.7, features(6, 4)
     layer = at_the_prior(RandomLinear(4, Z, covariance).double(), alpha)
@@ -224,18 +225,45 @@ def test_prior_covariance_is_the_kernel(covariance):
     for i, j in ((0, 0), (0, 1), (2, 5)): assert_zero((f[..., i] * f[..., j] - kernel[i, j])[:, 0])
     assert_zero(f[:, 0, 0] * f[:, 1, 0]) # outputs are independent
 
-@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low-rank"])
 def test_variance_agrees_with_samples_and_covariance(covariance):
     layer, psi = perturb(RandomLinear(4, Z, covariance, init_scale=0.3).double(), 0.4), features(6, 4)
     close(layer.cov.var(psi), covariance_of(layer, psi).diagonal(dim1=1, dim2=2).T, 1e-12)
 
-@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "low-rank"])
 def test_weight_kl_is_that_of_gaussians(covariance):
     layer = perturb(RandomLinear(4, 3, covariance, prior_scale=0.6, learn_prior_scale=True, init_scale=0.3).double(), 0.4)
     cov = covariance_of(layer, torch.eye(4, dtype=F64))
     q = torch.distributions.MultivariateNormal(layer.mean, cov)
     p = torch.distributions.MultivariateNormal(torch.zeros_like(layer.mean), torch.diag_embed(torch.exp(2 * layer.log_prior)[:, None].expand(-1, 4)))
     close(layer.kl(), torch.distributions.kl_divergence(q, p).sum())
+
+def test_white_noise_is_paid_once_an_image_and_widens_every_image_alike():
+    plain, noisy, x = gp_encoder(), gp_encoder(white=0.3), binary_images(6)
+    for name, value in zip("fg", (0.2, 0.5)): noisy.white["fg".index(name)].log_scale.data.fill_(math.log(value))
+    noisy.load_state_dict(plain.state_dict(), strict=False)
+    a, b = (e.train().functions(x) for e in (plain, noisy))
+    close(b.f_var - a.f_var, torch.full_like(a.f_var, 0.04)); close(b.g_var - a.g_var, torch.full_like(a.g_var, 0.25)); close(b.f_mean, a.f_mean)
+    normal = lambda scale: torch.distributions.Normal(torch.zeros(Z, dtype=F64), torch.tensor(scale, dtype=F64))
+    kl = sum(torch.distributions.kl_divergence(normal(s), normal(0.3)).sum() for s in (0.2, 0.5))
+    for n in (1, 50): close(noisy.weight_kl_per_image(n) - plain.weight_kl_per_image(n), kl)
+
+def test_features_of_their_own_take_the_gradient_of_the_variance():
+    encoder, x = gp_encoder(own_features=True).train(), binary_images(6)
+    encoder.functions(x).f_var.sum().backward()
+    assert all(p.grad is None for p in encoder.trunk.parameters()) and all(p.grad.abs().sum() > 0 for p in encoder.kernel_trunk.parameters())
+
+def test_several_draws_average_the_bound_of_one():
+    "Each sample of z comes from its own draw, and the mean over draws has the moments of many single ones."
+    encoder, x = gp_encoder(n_draws=4).train(), binary_images(1).expand(10_000, -1, -1, -1)
+    torch.manual_seed(0)
+    q, r = encoder(x), encoder.functions(x[:1])
+    assert q.mu.shape == (4, 10_000, Z) and (q.mu[0] != q.mu[1]).all()
+    for k in range(4): assert_zero(q.mu[k] - r.f_mean); assert_zero((q.mu[k] - r.f_mean).square() - r.f_var)
+    assert_zero((q.mu[0] - r.f_mean) * (q.mu[1] - r.f_mean))
+    close(q.kl(), torch.stack([gaussian_kl(m, s) for m, s in zip(q.mu, q.log_sigma)]).mean(0))
+    z, log_q = q.rsample_and_log_prob(8, seeded(7)) # another stream than the draws
+    for s in range(8): close(log_q[s], log_normal(z[s], q.mu[s % 4], q.log_sigma[s % 4]), 1e-9); assert_zero(z[s] - q.mu[s % 4])
 
 def test_objective_divides_the_weight_kl():
     encoder = gp_encoder(temperature=4.)

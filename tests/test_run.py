@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import gpvae.run
+from gpvae.checks import InputError
 from gpvae.commands import run_command
 from gpvae.data import load, prepare_splits
 from gpvae.iwae import evaluate
-from gpvae.run import BUDGETS, COLUMNS, METHODS, PROTOCOL, RunSpec, load_images, load_model, parse_setting, read_spec, run, settings_of, spec_hash, time_run
+from gpvae.run import BUDGETS, COLUMNS, IN_COMMON, LATER, METHODS, PROTOCOL, RunSpec, load_images, load_model, parse_setting, read_spec, run, settings_of, spec_hash, time_run
 
 SETTINGS = (("epochs", 3), ("hidden", (16, 16)), ("n_test", 50), ("k", 5), ("kl_warmup", 1))
 SPEC = RunSpec(method="vae", z_dim=4, n_train=200, settings=SETTINGS)
@@ -99,6 +101,26 @@ def test_hash_covers_what_a_preset_says(monkeypatch):
     assert spec_hash(RunSpec(method="gpvae", settings=(("temperature", 1.),)), "pixels") == plain
     monkeypatch.setitem(METHODS, "gpvae", (METHODS["gpvae"][0], {"temperature": 2.}))
     assert spec_hash(spec, "pixels") != plain
+
+def test_what_came_later_changes_no_older_name():
+    "The names of runs whose rows are committed, made before some of the settings existed."
+    assert spec_hash(RunSpec("static_mnist", "gpvae", 20, 0, "cpu", "bernoulli", 10_000, "static"), "pixels") == "d0ed4ff15c99"
+    plain = RunSpec(method="gpvae")
+    for key, value in (("warm_start", "vae"), ("own_features", True), ("white", 0.1), ("n_draws", 2)):
+        assert spec_hash(dataclasses.replace(plain, settings=((key, value),)), "pixels") != spec_hash(plain, "pixels")
+        assert spec_hash(dataclasses.replace(plain, settings=((key, LATER[key]),)), "pixels") == spec_hash(plain, "pixels")
+
+def test_warm_start_begins_with_the_other_runs_weights(runs, monkeypatch):
+    first, begun = go(runs, method="vae", settings=tuple((k, v) for k, v in SETTINGS if k in IN_COMMON)), {}
+    def remember(model, *args): begun.update({k: v.clone() for k, v in model.state_dict().items()}); return train(model, *args)
+    train = gpvae.run.train
+    monkeypatch.setattr("gpvae.run.train", remember)
+    go(runs, method="gpvae", settings=(*SETTINGS, ("warm_start", "vae")))
+    for k, v in load_model(first.folder).state_dict().items(): assert torch.equal(begun[k], v)
+
+@pytest.mark.parametrize("method, start, message", [("vae", "gpvae", "no place for its encoder"), ("vae", "vae", "unknown"), ("gpvae", "vea", "did you mean 'vae'")])
+def test_warm_start_that_cannot_be(runs, method, start, message):
+    with pytest.raises(InputError, match=message): go(runs, method=method, settings=(*SETTINGS, ("warm_start", start)))
 
 def test_defaults_and_their_explicit_values_are_one_run():
     (a, x), (b, y) = (load_images(s) for s in (SPEC, dataclasses.replace(SPEC, likelihood="bernoulli", binarisation="fixed")))
