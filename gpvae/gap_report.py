@@ -200,8 +200,9 @@ def difference_text(a: np.ndarray, b: np.ndarray) -> str: # of the means of diff
     return f"{m - n:+.2f} ± {np.hypot(e, f):.2f}"
 
 def generalisation_table(r: Report) -> pd.DataFrame:
-    "Total and amortization gap on training and test images, and what is more on test images, nats."
-    cells = {m: {(gap, column): value for gap in ("total", "amortization") for test, train in [(getattr(r.gaps(m), gap), getattr(r.gaps(m, "train"), gap))]
+    "Likelihood, total and amortization gap on training and test images, and what is more on test images, nats."
+    shown = {"log p(x)": "log_px", "total gap": "total", "amortization": "amortization"}
+    cells = {m: {(name, column): value for name, of in shown.items() for test, train in [(getattr(r.gaps(m), of), getattr(r.gaps(m, "train"), of))]
                  for column, value in (("train", mean_error(train)), ("test", mean_error(test)), ("test − train", difference_text(test, train)))} for m in r.methods}
     return pd.DataFrame(cells).T.rename_axis("method")
 

@@ -140,6 +140,11 @@ def test_cells_are_the_means_of_the_images(shown):
             assert line[column].startswith(f"{v.mean():.2f} ±")
         assert line["upper − lower bound"].startswith(f"{row['sandwich']:.2f} ±") and abs(row["iwae_1.0"] - c["iwae_1.0"].mean()) < 0.01
         assert line["not converged"] == (~(report.columns(m, "test")["diagonal_converged"] & report.columns(m, "test")["full_converged"])).sum()
+    for m, line in generalisation_table(report).iterrows():
+        train, test = (report.columns(m, split) for split in ("train", "test"))
+        for name, of in (("log p(x)", lambda c: c["log_px"]), ("total gap", lambda c: c["log_px"] - c["elbo"]), ("amortization", lambda c: c["diagonal"] - c["elbo"])):
+            a, b = of(test).mean(), of(train).mean()
+            assert line[name, "test"].startswith(f"{a:.2f} ±") and line[name, "train"].startswith(f"{b:.2f} ±") and line[name, "test − train"].startswith(f"{a - b:+.2f} ±")
     c, curves = report.columns("gpvae", "test"), refinement_curves(report, "gpvae")
     for k, curve in curves.items(): assert np.isclose(curve["elbo"].iloc[0], c["elbo"].mean()) and np.isclose(curve["elbo"].iloc[-1], c["refined"].mean())
 
