@@ -282,4 +282,4 @@ class GPEncoder(nn.Module):
     def uncertainty(self, x: Tensor) -> Uncertainty: return uncertainty(self.functions(x))
     def weight_kl(self) -> Float[Tensor, ""]: return self.W.kl() + self.U.kl() # nats
     def weight_kl_per_image(self, n_train: int) -> Float[Tensor, ""]: # nats per image, white noise included
-        return self.weight_kl() / (self.temperature * n_train) + sum(w.kl() for w in self.white)
+        return (self.weight_kl() / n_train + sum(w.kl() for w in self.white)) / self.temperature

@@ -246,7 +246,9 @@ def test_white_noise_is_paid_once_an_image_and_widens_every_image_alike():
     close(b.f_var - a.f_var, torch.full_like(a.f_var, 0.04)); close(b.g_var - a.g_var, torch.full_like(a.g_var, 0.25)); close(b.f_mean, a.f_mean)
     normal = lambda scale: torch.distributions.Normal(torch.zeros(Z, dtype=F64), torch.tensor(scale, dtype=F64))
     kl = sum(torch.distributions.kl_divergence(normal(s), normal(0.3)).sum() for s in (0.2, 0.5))
-    for n in (1, 50): close(noisy.weight_kl_per_image(n) - plain.weight_kl_per_image(n), kl)
+    for n, tau in ((1, 1.), (50, 1.), (50, 4.)):
+        plain.temperature = noisy.temperature = tau
+        close(noisy.weight_kl_per_image(n) - plain.weight_kl_per_image(n), kl / tau)
 
 def test_features_of_their_own_take_the_gradient_of_the_variance():
     encoder, x = gp_encoder(own_features=True).train(), binary_images(6)
