@@ -35,7 +35,7 @@ OURS = ("vae", "gpvae-mean", "gpvae") # the encoder, its control and what both a
 RIVALS = ("sa-4", "iaf-4", "hf-4", "me-3", "rme-3") # one of each family, which has its own page
 PAGES = {
     "smoke":     Page(dict.fromkeys(OURS, 1), 10),
-    "cpu":       Page(dict.fromkeys(OURS, 3) | dict.fromkeys(RIVALS, 3) | {"sa-8": 1, "vlae": 1}, 20),
+    "cpu":       Page(dict.fromkeys(OURS, 3) | dict.fromkeys(RIVALS, 3) | {"sa-8": 1, "rme-4": 1, "rme-5": 1, "vlae": 1}, 20),
     "paper":     Page(dict.fromkeys(OURS, 3), 50),
     "published": Page({"vae": 1}, 40, "_published",
         "The library pythae publishes −89.78 nats (IWAE-200) for this model on Larochelle's split, 784-400-40-400-784 with ReLU, where the paper that it reproduces has −89.9 "
