@@ -319,7 +319,7 @@ def test_an_untrained_encoder_refines_all():
 # --- input --------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("options, words", [({"steps": 0}, "steps is 0"), ({"steps": -2}, "steps is -2"), ({"inner_samples": 0}, "inner_samples is 0"), ({"step_size": 0.}, "step_size"),
-    ({"clip": 0.}, "clip"), ({"momentum": 1.}, "momentum"), ({"refine": 0.}, "refine is 0.0"), ({"refine": 1.5}, "refine is 1.5"), ({"rank": "ff"}, "did you mean 'f'"), ({"mode": "mixture"}, "mixture")], ids=str)
+    ({"clip": 0.}, "clip"), ({"momentum": 1.}, "momentum"), ({"refine": 0.}, "refine is 0.0"), ({"refine": 1.5}, "refine is 1.5"), ({"rank": "ff"}, "did you mean 'f'"), ({"mode": "mixture"}, "mixture"), ({"n_draws": 2}, "n_draws above 1")], ids=str)
 def test_bad_options(options, words):
     spec = RunSpec(method="gpvae+sa-2", z_dim=2, likelihood="bernoulli", settings=(("hidden", (4,)), *options.items()))
     check_spec(spec)

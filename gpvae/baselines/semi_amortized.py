@@ -122,6 +122,7 @@ def check_options(start: nn.Module, steps: int, step_size: float, momentum: floa
     require(0 < refine <= 1, f"refine is {refine}: it is a fraction of the images, above 0 and at most 1")
     require(refine == 1 or hasattr(start, "uncertainty"), f"refine is {refine}: {type(start).__name__} states no uncertainty to choose images by, leave it at 1")
     require(getattr(start, "mode", None) != "mixture", "mode 'mixture' is no start for gradient steps: choose mean or marginal")
+    require(getattr(start, "n_draws", 1) == 1, "n_draws above 1 is no start for gradient steps: they refine one Gaussian an image, leave it at 1")
 
 # %% ../../nbs/50_semi_amortized.ipynb #d03983d3
 class SemiAmortized(nn.Module):
