@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'STARTS', 'JITTER', 'STREAMS', 'BLOCK', 'PILOT_CHAINS', 'PILOT_TEMPERATURES', 'PILOT_REPEATS', 'GAIN',
-           'linear', 'sigmoidal', 'best_full', 'AISConfig', 'value_and_grad', 'State', 'state_at', 'leapfrog',
-           'transition', 'draw_each', 'PerImageNoise', 'Bridge', 'adapt', 'step_at', 'anneal', 'LogLikelihood',
-           'forward', 'reverse', 'frozen', 'fingerprint', 'Finished', 'ais_batch', 'ais', 'reported', 'Sandwich',
-           'simulate', 'sandwich']
+           'linear', 'sigmoidal', 'best_full', 'AISConfig', 'pull_back', 'likelihood_at', 'State', 'state_at',
+           'leapfrog', 'transition', 'draw_each', 'PerImageNoise', 'Bridge', 'adapt', 'step_at', 'anneal',
+           'LogLikelihood', 'forward', 'reverse', 'frozen', 'fingerprint', 'Finished', 'ais_batch', 'ais', 'reported',
+           'Sandwich', 'simulate', 'sandwich']
 
 # %% ../nbs/71_ais.ipynb #27286bb6
 import hashlib
@@ -74,24 +74,34 @@ class AISConfig:
     def beta(self, t: int) -> float: return SCHEDULES[self.schedule](t / self.temperatures)
 
 # %% ../nbs/71_ais.ipynb #2fb7c041
-def value_and_grad(f: Callable,               # z -> [S, B]
-                   z: Float[Tensor, "S B Z"],
-                   what: str = "log p(x|z)"   # for the message
-                  ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B Z"]]:
-    "f(z) and its gradient, from one forward and one backward pass."
+def pull_back(f: Callable,                    # z -> [S, B, …]
+              z: Float[Tensor, "S B Z"],
+              slope: Callable = torch.ones_like, # f(z) -> the derivative by f(z), of its shape
+              what: str = "log p(x|z)"        # for the message
+             ) -> tuple[Float[Tensor, "S B *f"], Float[Tensor, "S B Z"]]:
+    "f(z), and by the chain rule the gradient of what is made of it, from one forward and one backward pass."
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        value = f(z)
-        grad = torch.autograd.grad(value.sum(), z, allow_unused=True)[0] if value.requires_grad else None
+        y = f(z)
+    grad = torch.autograd.grad(y, z, slope(y.detach()), allow_unused=True)[0] if y.requires_grad else None
     require(grad is not None, f"{what} does not depend differentiably on z: annealing needs its gradient, use a decoder, likelihood and posterior that autograd can follow")
-    return value.detach(), grad
+    return y.detach(), grad
+
+def likelihood_at(model: VAE, x: Tensor, z: Float[Tensor, "S B Z"],
+                  value: bool = True # False: the gradient alone
+                 ) -> tuple[Float[Tensor, "S B"]|None, Float[Tensor, "S B Z"]]:
+    "log p(x|z) and its gradient."
+    x, likelihood = x.flatten(1), model.likelihood
+    if not hasattr(likelihood, "score"): return pull_back(lambda z: likelihood.log_px_z(model.decoder(z), x), z)
+    eta, grad = pull_back(model.decoder, z, lambda eta: likelihood.score(eta, x))
+    return likelihood.log_px_z(eta, x) if value else None, grad
 
 # %% ../nbs/71_ais.ipynb #68796cf3
 class State(NamedTuple):
     "Chains at z, and the two parts of log f_β and of its gradient (@eq-path)."
     z: Float[Tensor, "S B Z"]
     log_q0: Float[Tensor, "S B"]       # nats
-    delta: Float[Tensor, "S B"]        # log p(x, z) - log q0(z), nats
+    delta: Float[Tensor, "S B"]|None   # log p(x, z) - log q0(z), nats; None on the way, where nobody asks
     grad_q0: Float[Tensor, "S B Z"]
     grad_delta: Float[Tensor, "S B Z"]
 
@@ -101,17 +111,18 @@ class State(NamedTuple):
 # %% ../nbs/71_ais.ipynb #f05370d9
 def state_at(model: VAE, x: Tensor,
              q0: Posterior|None,        # None: the prior
-             z: Float[Tensor, "S B Z"]
+             z: Float[Tensor, "S B Z"],
+             value: bool = True         # False: gradients alone
             ) -> State:
     "One evaluation of the decoder."
-    log_px_z, grad = value_and_grad(partial(model.log_px_z, x), z)
+    log_px_z, grad = likelihood_at(model, x, z, value)
     log_pz = log_normal(z)
     if q0 is None: return State(z, log_pz, log_px_z, -z, grad)
-    log_q0, grad_q0 = value_and_grad(q0.log_prob, z, "log q(z|x)")
-    return State(z, log_q0, log_px_z + log_pz - log_q0, grad_q0, grad - z - grad_q0)
+    log_q0, grad_q0 = pull_back(q0.log_prob, z, what="log q(z|x)")
+    return State(z, log_q0, log_px_z + log_pz - log_q0 if value else None, grad_q0, grad - z - grad_q0)
 
 # %% ../nbs/71_ais.ipynb #4a88a18f
-def leapfrog(at: Callable,                   # z -> State
+def leapfrog(at: Callable,                   # z, value -> State
              state: State,
              v: Float[Tensor, "S B Z"],      # momentum
              beta: float,
@@ -120,16 +131,16 @@ def leapfrog(at: Callable,                   # z -> State
             ) -> tuple[State, Float[Tensor, "S B Z"]]:
     "L leapfrog steps (@eq-leapfrog), L evaluations."
     kick = lambda state, v: v + 0.5 * step * state.grad(beta)
-    for _ in range(L):
+    for last in [False] * (L - 1) + [True]:
         v = kick(state, v)
-        state = at(state.z + step * v)
+        state = at(state.z + step * v, value=last)
         v = kick(state, v)
     return state, v
 
 # %% ../nbs/71_ais.ipynb #c7440cf2
 JITTER = 0.2 # part of the step size by which single transitions differ
 
-def transition(at: Callable,                    # z -> State
+def transition(at: Callable,                    # z, value -> State
                state: State,
                beta: float,
                step: Float[Tensor, "B"],        # ε of each image
@@ -182,7 +193,7 @@ class Bridge(NamedTuple):
     @property
     def weight(self) -> Tensor: return next(self.model.decoder.parameters()) # [., Z]
 
-    def at(self, z: Float[Tensor, "S B Z"]) -> State: return state_at(self.model, self.x, self.q0, z)
+    def at(self, z: Float[Tensor, "S B Z"], value: bool = True) -> State: return state_at(self.model, self.x, self.q0, z, value)
 
     def generators(self, stream: str) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(epoch_seed(self.seed, len(STREAMS) * i + STREAMS.index(stream))) for i in self.index]

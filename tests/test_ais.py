@@ -3,6 +3,7 @@ import gc
 import math
 import warnings
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def linear(n, q0="prior", seed=0):
 
 def trajectory(model, x, z, v, step, L, beta=0.7):
     start = state_at(model, x, None, z)
-    return start, *leapfrog(lambda z: state_at(model, x, None, z), start, v, beta, torch.full((len(x), 1), step, dtype=F64), L)
+    return start, *leapfrog(partial(state_at, model, x, None), start, v, beta, torch.full((len(x), 1), step, dtype=F64), L)
 
 def test_leapfrog_runs_back():
     model, x, z, v = bernoulli(), binary_images(3), normal(4, 3, 2), normal(4, 3, 2, seed=1)
@@ -123,7 +124,7 @@ class frozen_weights:
 def test_moments_are_pyros():
     model, x = bernoulli(), binary_images(1)
     theirs = pyro_moments(model, x)
-    z, _ = hmc(lambda z: state_at(model, x, None, z), normal(3000, 1, 2), 0.4, 15)
+    z, _ = hmc(partial(state_at, model, x, None), normal(3000, 1, 2), 0.4, 15)
     ours = torch.stack([z[:, 0], z[:, 0].square()], 1)
     se = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
     assert ((ours.mean(0) - theirs.mean(0)).abs() < 4 * se).all()
@@ -319,6 +320,27 @@ def test_a_finite_result_warns_of_nothing(brief):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ais(LinearGaussian().model(None), pixels(2), SHORT, "none").failed == []
+
+class Unscored(nn.Module):
+    "Gaussian pixels, and nothing but their log-likelihood."
+    def __init__(self, likelihood): super().__init__(); self.inner = likelihood
+    def log_px_z(self, eta, x): return self.inner.log_px_z(eta, x)
+
+def test_a_likelihood_that_has_no_score_is_differentiated(brief):
+    lg = LinearGaussian()
+    model, scored, z = VAE(nn.Identity(), lg.decoder, Unscored(lg.likelihood)), lg.model(None), normal(3, 2, Z)
+    for value in (True, False): close(*(state_at(m, lg.images(2), None, z, value).grad_delta for m in (model, scored)))
+    close(ais(model, pixels(2), SHORT, "none").log_px, ais(scored, pixels(2), SHORT, "none").log_px)
+
+def test_gradients_alone_are_those_of_the_value():
+    "On the way of a trajectory nothing else is computed."
+    model, x, z = bernoulli(), binary_images(3), normal(4, 3, 2)
+    with torch.enable_grad():
+        leaf = z.clone().requires_grad_()
+        grad, = torch.autograd.grad(model.log_px_z(x, leaf).sum(), leaf)
+    for value in (True, False): close(state_at(model, x, None, z, value).grad_delta, grad)
+    assert state_at(model, x, None, z, value=False).delta is None
+    close(state_at(model, x, None, z).delta, model.log_px_z(x, z))
 
 class Hard(nn.Module):
     "A likelihood that reads the decoder's output, and lets no gradient through."

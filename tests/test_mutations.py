@@ -104,7 +104,8 @@ MUTATIONS = {
     "new noise for every evaluation": Mutation("iwae", SEEDED, "generator = None", "oracles::test_evaluation_is_seeded"),
     # annealed importance sampling
     "momentum against the gradient": Mutation("ais", "v + 0.5 * step * state.grad(beta)", "v - 0.5 * step * state.grad(beta)", "ais::test_leapfrog_keeps_the_energy_to_second_order"),
-    "no second half step": Mutation("ais", "state = at(state.z + step * v)\n        v = kick(state, v)\n", "state = at(state.z + step * v)\n", "ais::test_leapfrog_runs_back"),
+    "no second half step": Mutation("ais", "value=last)\n        v = kick(state, v)\n", "value=last)\n", "ais::test_leapfrog_runs_back"),
+    "score left out": Mutation("ais", "slope(y.detach())", "torch.ones_like(y)", "ais::test_gradients_alone_are_those_of_the_value"),
     "every proposal taken": Mutation("ais", "refused = torch.special.log_ndtr(choice) >= log_accept", "refused = torch.zeros_like(choice, dtype=torch.bool)", "ais::test_transition_leaves_the_posterior_alone"),
     "a NaN refused": Mutation("ais", "refused = torch.special.log_ndtr(choice) >= log_accept", "refused = ~(torch.special.log_ndtr(choice) < log_accept)", "ais::test_nan_that_only_a_trajectory_meets_is_no_rejection"),
     "weight counted after the transition": Mutation("ais", "counted = state if reverse else before", "counted = state", "ais::test_the_mean_weight_is_the_likelihood"),
