@@ -7,8 +7,9 @@ __all__ = ['Contenders', 'TARGETS', 'UNITS', 'GROUPS', 'PROFILED', 'Sizes', 'mod
            'plain_iwae', 'has_pythae', 'pythae_model', 'pythae_trainer', 'pythae_step', 'layers_of', 'forward_products',
            'step_products', 'iwae_products', 'Contender', 'our_step', 'step_contenders', 'iwae_contenders',
            'posterior_contenders', 'seconds_of', 'take_turns', 'Ratio', 'ratio', 'Target', 'target_row',
-           'targets_table', 'times_table', 'profile', 'profile_table', 'captured_step', 'epoch_seconds',
-           'epochs_on_gpu', 'processor', 'machine', 'benchmark', 'report', 'parser', 'main']
+           'targets_table', 'times_table', 'profile', 'profile_table', 'annealing_rows', 'annealing_products',
+           'anneal_share', 'annealing', 'annealing_report', 'captured_step', 'epoch_seconds', 'epochs_on_gpu',
+           'processor', 'machine', 'benchmark', 'report', 'parser', 'main']
 
 # %% ../nbs/90_benchmarks.ipynb #ce5ff608
 import argparse
@@ -21,7 +22,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -30,11 +33,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
+from .ais import PILOT_CHAINS, PILOT_REPEATS, PILOT_TEMPERATURES, AISConfig, ais
 from .checks import choose, require
 from .commands import guarded
-from .data import data_root, gather, load, to_float
+from .data import data_root, gather, load, prepare_splits, to_float
 from .iwae import default_rows, estimate_batch
-from .run import METHODS, RunSpec, build_model, commit, pick_device, write_json
+from .run import METHODS, RunSpec, build_model, commit, load_images, load_model, peak_mb, pick_device, read_spec, write_json
 from .train import TrainConfig, train_step
 from .vae import VAE
 
@@ -349,6 +354,56 @@ def profile_table(profiles: dict[str, list[dict]], # by contender
     shares = shares.loc[shares.max(axis=1).sort_values(ascending=False).index]
     return shares[shares.max(axis=1) >= least].map(lambda v: "" if pd.isna(v) else f"{v:.1%}")
 
+# %% ../nbs/90_benchmarks.ipynb #87f3b1f5
+def annealing_rows(images: int, config: AISConfig) -> int: # rows of the decoder, with gradient
+    "Evaluations of a whole job, the pilot's among them."
+    transitions = config.chains * config.temperatures + PILOT_CHAINS * PILOT_TEMPERATURES * PILOT_REPEATS
+    return images * (transitions * config.leapfrog_steps + config.chains + PILOT_CHAINS)
+
+def annealing_products(model: VAE, rows: int) -> Callable[[], None]:
+    "The products of one evaluation with gradient: y = h Wᵀ and dh = dy W of every layer."
+    parts = [(m.weight.detach(), torch.rand(rows, m.in_features), torch.rand(rows, m.out_features)) for m in model.decoder.modules() if isinstance(m, nn.Linear)]
+    def call():
+        for W, h, dy in parts: torch.mm(h, W.T); torch.mm(dy, W)
+    return call
+
+# %% ../nbs/90_benchmarks.ipynb #4f7f1158
+def anneal_share(folder: Path, first: int, last: int, config: AISConfig, bar: bool) -> dict:
+    "What one process does: images first … last - 1 of the test split, then the products alone."
+    torch.set_num_threads(1)
+    model, (spec, data) = load_model(folder), load_images(read_spec(folder))
+    splits = prepare_splits(data, spec.binarisation)
+    require(last <= len(splits.test), f"images is {last} or more: the test split has {len(splits.test)}")
+    x, rows = splits.test[first:last], default_rows(splits.test.device)
+    with tqdm(total=len(x), desc=f"images {first} to {last - 1}", disable=not bar, position=int(first > 0)) as progress:
+        start = time.perf_counter()
+        r = ais(model, x, config, splits.eval_binarisation, range(first, last), progress=progress.update)
+        seconds = time.perf_counter() - start
+    products = annealing_products(model, rows)
+    product = float(np.median([seconds_of(products, 10, lambda: None) for _ in range(11)])) / rows
+    return {"seconds": seconds, "product_us": 1e6 * product, "log_px": r.log_px.tolist(), "ess": r.ess.tolist(), "peak_mb": peak_mb(x.device)}
+
+def annealing(folder: Path, images: int = 500, config: AISConfig = AISConfig(), jobs: int = 2, bar: bool = True) -> dict:
+    "The whole job, ready for JSON."
+    require(jobs >= 1 and images >= max(2, jobs), f"images is {images} and jobs {jobs}: at least two images, and one a process")
+    require((folder / "metrics.json").exists(), f"{folder} holds no finished run: pass the folder that gpvae_run prints")
+    found, edges = machine(torch.device("cpu"), 1), [images * i // jobs for i in range(jobs + 1)]
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        shares = list(pool.map(anneal_share, [folder] * jobs, edges, edges[1:], [config] * jobs, [bar] * jobs))
+    seconds, rows = max(s["seconds"] for s in shares), annealing_rows(images, config)
+    row_us = 1e6 * seconds / rows * jobs
+    return {"machine": found, "images": images, "jobs": jobs, "config": asdict(config), "minutes": seconds / 60, "rows": rows, "row_us": row_us,
+            "products": float(np.mean([s["product_us"] for s in shares])) / row_us, "peak_mb": max(s["peak_mb"] for s in shares),
+            **{k: [round(v, 4) for s in shares for v in s[k]] for k in ("log_px", "ess")}}
+
+# %% ../nbs/90_benchmarks.ipynb #17d9498b
+def annealing_report(result: dict) -> str:
+    "The job in words."
+    c, log_px = result["config"], np.array(result["log_px"])
+    return (f"{result['images']} images × {c['chains']} chains × {c['temperatures']} temperatures × {c['leapfrog_steps']} leapfrog steps from the {c['start']}: {result['minutes']:.1f} minutes in {result['jobs']} processes of one thread\n"
+            f"{result['row_us']:.1f} µs of a core for a row, {result['products']:.0%} of it matrix products; at most {result['peak_mb']:.0f} MB a process\n"
+            f"log p(x) {log_px.mean():.3f} ± {log_px.std(ddof=1) / len(log_px)**0.5:.3f} nats an image, effective sample size {np.mean(result['ess']):.1f} of {c['chains']}")
+
 # %% ../nbs/90_benchmarks.ipynb #8909f4e7
 def captured_step(model: VAE, x: Float[Tensor, "B C H W"], n_train: int, config: TrainConfig, warmup: int = 3) -> Callable[[Tensor], Tensor]:
     "A training step as a CUDA graph: call it with a batch of the shape of `x`; it returns the terms, overwritten by the next call."
@@ -434,6 +489,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     p.add_argument("--profile", action="store_true", help="also record the shares of the operators")
     p.add_argument("--out", default=None, help="JSON file to write (default: none)")
+    p.add_argument("--annealing", default=None, metavar="FOLDER", help="instead, anneal test images with the model of this finished run")
+    p.add_argument("--images", type=int, default=500, help="of the annealing (default: 500)")
+    p.add_argument("--temperatures", type=int, default=1000, help="of the annealing (default: 1000)")
+    p.add_argument("--jobs", type=int, default=2, help="processes of the annealing, one thread each (default: 2)")
     return p
 
 # %% ../nbs/90_benchmarks.ipynb #3523a113
@@ -444,9 +503,10 @@ def main(argv: Sequence[str]|None = None) -> int: # exit status
         require(args.threads >= 1 and args.rounds >= 1 and args.seconds > 0, "threads, rounds and seconds must be positive")
         if os.getloadavg()[0] > 0.5: print(f"other processes are busy (load {os.getloadavg()[0]:.1f}): these times will be wrong", file=sys.stderr)
         torch.set_num_threads(args.threads)
-        result = benchmark(Sizes(), args.groups, args.rounds, args.seconds, args.threads, pick_device(args.device), args.profile)
+        if args.annealing: result, text = annealing(Path(args.annealing), args.images, AISConfig(args.temperatures), args.jobs), annealing_report
+        else: result, text = benchmark(Sizes(), args.groups, args.rounds, args.seconds, args.threads, pick_device(args.device), args.profile), report
         if args.out: write_json(Path(args.out), result)
-        print(report(result))
+        print(text(result))
     return guarded(call, "gpvae.benchmarks")
 
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from gpvae import benchmarks
-from gpvae.benchmarks import (GROUPS, TARGETS, Contender, Plain, Ratio, Sizes, benchmark, captured_step, epoch_seconds, images, iwae_contenders, iwae_products,
+from gpvae.ais import AISConfig, ais
+from gpvae.benchmarks import (GROUPS, TARGETS, Contender, Plain, Ratio, Sizes, annealing, annealing_report, annealing_rows, benchmark, captured_step, epoch_seconds, images, iwae_contenders, iwae_products,
                               layers_of, model_of, our_step, plain_iwae, plain_step, profile, profile_table, ratio, report, step_contenders, step_products,
                               take_turns, target_row, targets_table, times_table)
 from gpvae.checks import InputError
+from gpvae.data import prepare_splits
 from gpvae.iwae import estimate_batch
-from gpvae.run import METHODS
+from gpvae.run import METHODS, RunSpec, load_images, load_model, read_spec, run
 from gpvae.train import TrainConfig
 
 TINY = Sizes(hidden=(16, 12), z_dim=2, batch=8, images=3, k=20, side=6, batches=2)
@@ -175,3 +177,34 @@ def test_pythae_computes_the_same(vae, x):
 
 def test_unknown_groups_are_refused():
     with pytest.raises(InputError, match="group 'iwea' is unknown"): benchmark(TINY, ["iwea"])
+
+# --- one long job ------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(RunSpec("digits", "vae", z_dim=2, settings=(("epochs", 1), ("hidden", (8,)), ("n_test", 5))), tmp_path_factory.mktemp("runs"), "cpu", bar=False).folder
+
+BRIEF = AISConfig(temperatures=10, chains=3)
+
+def test_the_job_is_that_of_one_call_however_it_is_shared_out(finished):
+    spec, data = load_images(read_spec(finished))
+    splits = prepare_splits(data, spec.binarisation)
+    direct = ais(load_model(finished), splits.test[:5], BRIEF, splits.eval_binarisation)
+    for jobs in (1, 2):
+        result = json.loads(json.dumps(annealing(finished, 5, BRIEF, jobs, bar=False)))
+        torch.testing.assert_close(torch.tensor(result["log_px"]).double(), direct.log_px, atol=0.01, rtol=0)
+        assert result["jobs"] == jobs and 0 < result["products"] < 1 and f"log p(x) {direct.log_px.mean():.1f}" in annealing_report(result)
+
+def test_every_row_of_the_job_is_counted(finished, monkeypatch):
+    seen, model = [], load_model(finished)
+    model.decoder.register_forward_hook(lambda module, args, out: seen.append(out[..., 0].numel()))
+    spec, data = load_images(read_spec(finished))
+    splits = prepare_splits(data, spec.binarisation)
+    ais(model, splits.test[:5], BRIEF, splits.eval_binarisation)
+    assert sum(seen) == annealing_rows(5, BRIEF)
+
+def test_a_job_that_cannot_be(finished, tmp_path, capsys):
+    with pytest.raises(InputError, match="^images is 2 and jobs 3: at least two images, and one a process$"): annealing(finished, 2, BRIEF, 3)
+    with pytest.raises(InputError, match="^images is 9999 or more: the test split has [0-9]+$"): annealing(finished, 9999, BRIEF, 1, bar=False)
+    assert benchmarks.main(["--annealing", str(tmp_path / "none"), "--jobs", "1"]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
