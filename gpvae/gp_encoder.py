@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .checks import choose, require
-from .posteriors import DiagonalGaussian, GaussianMixture, randn
+from .posteriors import DiagonalGaussian, GaussianMixture, gaussian_kl, log_normal, randn
 
 # %% ../nbs/40_gp_encoder.ipynb #c75b2853
 class LayerNormalised(nn.Module):
@@ -181,17 +181,18 @@ class Draws:
     @property
     def mean(self) -> Float[Tensor, "B Z"]: return self.mu.mean(0)
 
-    def of_samples(self, S: int) -> DiagonalGaussian: # [S B Z], one a sample
+    def of_samples(self, S: int) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B Z"]]:
         index = torch.arange(S) % len(self.mu)
-        return DiagonalGaussian(self.mu[index], self.log_sigma[index])
+        return self.mu[index], self.log_sigma[index]
 
     def rsample_and_log_prob(self, S: int = 1, generator: torch.Generator|None = None) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]]:
-        z, log_q = self.of_samples(S).rsample_and_log_prob(1, generator)
-        return z[0], log_q[0]
+        mu, log_sigma = self.of_samples(S)
+        eps = randn(mu.shape, mu, generator)
+        return mu + log_sigma.exp() * eps, log_normal(eps) - log_sigma.sum(-1)
 
-    def log_prob(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]: return self.of_samples(len(z)).log_prob(z)
+    def log_prob(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]: return log_normal(z, *self.of_samples(len(z)))
 
-    def kl(self) -> Float[Tensor, "B"]: return DiagonalGaussian(self.mu, self.log_sigma).kl().mean(0)
+    def kl(self) -> Float[Tensor, "B"]: return gaussian_kl(self.mu, self.log_sigma).mean(0)
 
 # %% ../nbs/40_gp_encoder.ipynb #6b87ae0d
 def draws(r: RandomFunctions, K: int, generator: torch.Generator|None = None, scale: float = 1.) -> DiagonalGaussian|Draws:
