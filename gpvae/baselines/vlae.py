@@ -114,7 +114,7 @@ class LaplaceEncoder(nn.Module):
                  h_dim: int,                  # features H
                  z_dim: int,                  # latent dimensions Z
                  n_solves: int = 1,           # T
-                 damping: float = 0.25):      # α₀, above 0 and at most 1; 0.5 in the paper
+                 damping: float = 0.5):       # α₀, above 0 and at most 1
         super().__init__()
         require(n_solves >= 1, f"n_solves is {n_solves}: vlae needs at least one solve")
         require(0 < damping <= 1, f"damping is {damping}: it must be above 0 and at most 1")
