@@ -7,9 +7,9 @@ __all__ = ['Contenders', 'TARGETS', 'UNITS', 'GROUPS', 'PROFILED', 'Sizes', 'mod
            'plain_iwae', 'has_pythae', 'pythae_model', 'pythae_trainer', 'pythae_step', 'layers_of', 'forward_products',
            'step_products', 'iwae_products', 'Contender', 'our_step', 'step_contenders', 'iwae_contenders',
            'posterior_contenders', 'seconds_of', 'take_turns', 'Ratio', 'ratio', 'Target', 'target_row',
-           'targets_table', 'times_table', 'profile', 'profile_table', 'annealing_rows', 'annealing_products',
-           'anneal_share', 'annealing', 'annealing_report', 'captured_step', 'epoch_seconds', 'epochs_on_gpu',
-           'processor', 'machine', 'benchmark', 'report', 'parser', 'main']
+           'targets_table', 'times_table', 'profile', 'profile_table', 'processor', 'machine', 'annealing_rows',
+           'annealing_products', 'anneal_share', 'annealing', 'annealing_report', 'captured_step', 'epoch_seconds',
+           'epochs_on_gpu', 'benchmark', 'report', 'parser', 'main']
 
 # %% ../nbs/90_benchmarks.ipynb #ce5ff608
 import argparse
@@ -354,6 +354,17 @@ def profile_table(profiles: dict[str, list[dict]], # by contender
     shares = shares.loc[shares.max(axis=1).sort_values(ascending=False).index]
     return shares[shares.max(axis=1) >= least].map(lambda v: "" if pd.isna(v) else f"{v:.1%}")
 
+# %% ../nbs/90_benchmarks.ipynb #77280fe3
+def processor() -> str:
+    "The processor's name as the system gives it."
+    try: return next(line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration): return platform.processor() or platform.machine()
+
+def machine(device: torch.device, threads: int) -> dict:
+    "What the times depend on."
+    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(), "cores": os.cpu_count(), "threads": threads,
+            "load": round(os.getloadavg()[0], 2), "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""), "torch": torch.__version__, "commit": commit()}
+
 # %% ../nbs/90_benchmarks.ipynb #87f3b1f5
 def annealing_rows(images: int, config: AISConfig) -> int: # rows of the decoder, with gradient
     "Evaluations of a whole job, the pilot's among them."
@@ -388,8 +399,10 @@ def annealing(folder: Path, images: int = 500, config: AISConfig = AISConfig(), 
     require(jobs >= 1 and images >= max(2, jobs), f"images is {images} and jobs {jobs}: at least two images, and one a process")
     require((folder / "metrics.json").exists(), f"{folder} holds no finished run: pass the folder that gpvae_run prints")
     found, edges = machine(torch.device("cpu"), 1), [images * i // jobs for i in range(jobs + 1)]
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        shares = list(pool.map(anneal_share, [folder] * jobs, edges, edges[1:], [config] * jobs, [bar] * jobs))
+    calls = [folder] * jobs, edges, edges[1:], [config] * jobs, [bar] * jobs
+    if jobs == 1: shares = list(map(anneal_share, *calls))
+    else:
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool: shares = list(pool.map(anneal_share, *calls))
     seconds, rows = max(s["seconds"] for s in shares), annealing_rows(images, config)
     row_us = 1e6 * seconds / rows * jobs
     return {"machine": found, "images": images, "jobs": jobs, "config": asdict(config), "minutes": seconds / 60, "rows": rows, "row_us": row_us,
@@ -441,17 +454,6 @@ def epochs_on_gpu(sizes: Sizes, device: torch.device, n: int = 50_000, repeats: 
         steps = {"captured": captured_step(model, first, n, config), "eager": lambda batch: train_step(other, optimizer, batch, 1., n, config)}
         found[method] = {name: float(np.median([epoch_seconds(step, x, sizes.batch) for _ in range(repeats)])) for name, step in steps.items()}
     return found
-
-# %% ../nbs/90_benchmarks.ipynb #77280fe3
-def processor() -> str:
-    "The processor's name as the system gives it."
-    try: return next(line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
-
-def machine(device: torch.device, threads: int) -> dict:
-    "What the times depend on."
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(), "cores": os.cpu_count(), "threads": threads,
-            "load": round(os.getloadavg()[0], 2), "wait_policy": os.environ.get("OMP_WAIT_POLICY", ""), "torch": torch.__version__, "commit": commit()}
 
 # %% ../nbs/90_benchmarks.ipynb #f3aaa41b
 GROUPS = {"step": step_contenders, "iwae": iwae_contenders, "posterior": posterior_contenders}
