@@ -635,6 +635,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'gpvae.run.warm_start': ('run.html#warm_start', 'gpvae/run.py'),
                            'gpvae.run.write_json': ('run.html#write_json', 'gpvae/run.py')},
             'gpvae.search': { 'gpvae.search.chosen': ('search.html#chosen', 'gpvae/search.py'),
+                              'gpvae.search.of_preset': ('search.html#of_preset', 'gpvae/search.py'),
                               'gpvae.search.run_search': ('search.html#run_search', 'gpvae/search.py'),
                               'gpvae.search.search_grid': ('search.html#search_grid', 'gpvae/search.py'),
                               'gpvae.search.search_table': ('search.html#search_table', 'gpvae/search.py'),

@@ -94,7 +94,7 @@ def likelihood_at(model: VAE, x: Tensor, z: Float[Tensor, "S B Z"],
     x, likelihood = x.flatten(1), model.likelihood
     if not hasattr(likelihood, "score"): return pull_back(lambda z: likelihood.log_px_z(model.decoder(z), x), z)
     eta, grad = pull_back(model.decoder, z, lambda eta: likelihood.score(eta, x))
-    return likelihood.log_px_z(eta, x) if value else None, grad
+    return likelihood.log_px_z(eta, x).detach() if value else None, grad
 
 # %% ../nbs/71_ais.ipynb #68796cf3
 class State(NamedTuple):
