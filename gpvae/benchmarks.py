@@ -507,7 +507,7 @@ def main(argv: Sequence[str]|None = None) -> int: # exit status
     def call():
         require(args.threads >= 1 and args.rounds >= 1 and args.seconds > 0, "threads, rounds and seconds must be positive")
         if os.getloadavg()[0] > 0.5: print(f"other processes are busy (load {os.getloadavg()[0]:.1f}): these times will be wrong", file=sys.stderr)
-        torch.set_num_threads(args.threads)
+        if not args.annealing: torch.set_num_threads(args.threads)
         if args.annealing: result, text = annealing(Path(args.annealing), args.images, AISConfig(args.temperatures), args.jobs), annealing_report
         else: result, text = benchmark(Sizes(), args.groups, args.rounds, args.seconds, args.threads, pick_device(args.device), args.profile), report
         if args.out: write_json(Path(args.out), result)
