@@ -72,7 +72,7 @@ notebooks: setup ## execute every page, within its time
 	@python tests/notebooks_check.py
 
 pytest: setup ## the tests
-	@mkdir -p .make; pytest -q -rs --color=no tests | tee .make/pytest.log
+	@mkdir -p .make; pytest -q -rs --color=no -n 2 --dist worksteal tests | tee .make/pytest.log
 
 smoke: setup ## the result page of the embedded images, rendered into a temporary folder
 	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
