@@ -168,6 +168,10 @@ MUTATIONS = {
     "epsilon and its complement swapped": Mutation("baselines/recursive_mixture", "torch.cat([first, F.logsigmoid(logit)])", "torch.cat([first, F.logsigmoid(-logit)])", "recursive_mixture::test_weights_sum_to_one_also_far_out"),
     "epsilon of the earlier in the place of the later": Mutation("baselines/recursive_mixture", "F.logsigmoid(-logit).flip(0).cumsum(0).flip(0)", "F.logsigmoid(-logit).cumsum(0)", "recursive_mixture::test_density_is_the_nested_formula"),
     "weights turned round": Mutation("baselines/recursive_mixture", "recursive_log_pi(self.logits(phi[0]).T", "recursive_log_pi(-self.logits(phi[0]).T", "recursive_mixture::test_density_is_the_nested_formula"),
+    # the recipe
+    "biases refitted with their weights": Mutation("recipe", 'if part == "heads" else [head.bias]', 'if part else [head.bias]', "recipe::test_refitted_heads_are_the_best"),
+    "heads refitted in place": Mutation("recipe", "copy.deepcopy(model).eval()", "model.eval()", "recipe::test_refitted_heads_are_the_best"),
+    "doubt without its half": Mutation("recipe", "0.5 * u.f_relative", "u.f_relative", "recipe::test_doubt_is_what_a_draw_costs_near_the_best_gaussian"),
     # the report of the gaps
     "difference to the VAE turned round": Mutation("gap_report", "d = (a - b)[", "d = (b - a)[", "gap_report::test_the_verdict_falls_either_way"),
     "scores that fall with the gap not turned": Mutation("gap_report", "-1 if spearman(v, gap) < 0 else 1", "1", "gap_report::test_a_free_score_may_be_used_with_its_sign_turned"),
