@@ -139,7 +139,7 @@ REFITTED = ("biases", "heads") # what is trained on: b₀ and c₀, or all of b 
 def refit(model: VAE,                        # its encoder has heads b and c
           x: Float[Tensor, "N C H W"],       # images
           part: str = "heads",               # one of REFITTED
-          epochs: int = 10,                  # passes over the images
+          epochs: int = 40,                  # passes over the images
           lr: float = 1e-3,                  # Adam's step size, falling to zero
           batch_size: int = 128, seed: int = 0
          ) -> VAE:                           # a copy
@@ -170,7 +170,7 @@ def doubt(model: VAE, x: Float[Tensor, "N C H W"]) -> float: # nats per image, 0
     with torch.inference_mode(): u = model.eval().encoder.uncertainty(x)
     return (0.5 * u.f_relative + u.g).mean().item()
 
-def refit_rows(folder: Path, n: int = 2000, epochs: int = 10) -> list[dict]: # nats per image
+def refit_rows(folder: Path, n: int = 2000, epochs: int = 40) -> list[dict]: # nats per image
     "What the heads of a finished run win by being trained on, judged by `n` images or as many as there are."
     model, (spec, data) = load_model(folder), load_images(read_spec(folder))
     splits = prepare_splits(data, spec.binarisation)
