@@ -114,3 +114,13 @@ def test_the_step_is_the_best_of_those_tried_for_the_vae():
     rows = read_csv(RESULTS / "recipe.csv")
     rows = rows[(rows["method"] == "vae") & (rows["seed"] == 0) & rows["settings"].str.fullmatch(r"milestones=\([^)]*\)")].set_index("settings")["valid_elbo"]
     assert len(rows) >= 4 and rows[settings_text(tuple(STEP.items()))] > rows.max() - 0.05
+
+def test_kept_refits_are_of_kept_runs():
+    refits = read_csv(RESULTS / "refit.csv")
+    runs = pd.concat([read_csv(RESULTS / f"{name}.csv") for name in ("recipe", "recipe_constant_step")]).set_index("spec")
+    assert set(refits["spec"]) <= set(runs.index) and not refits.duplicated(["spec", "part", "fitted"]).any()
+    assert (refits["error"] > 0).all() and ((refits["doubt"] > 0) == (refits["method"] == "gpvae")).all()
+    for spec, rows in refits.groupby("spec"):
+        assert (runs.loc[spec, ["method", "seed"]] == rows[["method", "seed"]].iloc[0]).all()
+        judged = rows.loc[rows["fitted"] == "test images", "before"].item() # the first of the images that the run's bound is a mean over
+        assert abs(judged - runs.loc[spec, "elbo"]) < 1
