@@ -602,6 +602,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'gpvae.reproduce.checkout': ('reproduce.html#checkout', 'gpvae/reproduce.py'),
                                  'gpvae.reproduce.clean': ('reproduce.html#clean', 'gpvae/reproduce.py'),
                                  'gpvae.reproduce.grid': ('reproduce.html#grid', 'gpvae/reproduce.py'),
+                                 'gpvae.reproduce.page_rows': ('reproduce.html#page_rows', 'gpvae/reproduce.py'),
                                  'gpvae.reproduce.render': ('reproduce.html#render', 'gpvae/reproduce.py'),
                                  'gpvae.reproduce.reproduce': ('reproduce.html#reproduce', 'gpvae/reproduce.py'),
                                  'gpvae.reproduce.run_folder': ('reproduce.html#run_folder', 'gpvae/reproduce.py'),

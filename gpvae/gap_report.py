@@ -24,7 +24,7 @@ from .gap import Gaps, gap_table, mean_and_error, mean_error
 from .gap_runs import COUNTS, GapSettings, Measured, check_counts, measure_run
 from .gp_encoder import Uncertainty
 from .reproduce import PAGES, checkout, render, run_folder
-from .run import BUDGETS, RunResult, RunSpec, check_spec, commit, device_name, pick_device, runs_root
+from .run import RunResult, RunSpec, check_spec, commit, device_name, pick_device, runs_root
 from .tables import bootstrap_interval, merge, read_csv, read_images, write_atomically
 from .uncertainty import best_score, bootstrap, spearman
 
@@ -64,9 +64,9 @@ def gap_csv_row(run: RunResult, m: Measured, settings: GapSettings, device: str)
     seconds = {f"{split}_{k}": float(v.sum()) for split, columns in m.splits.items() for k, v in columns.items() if k.startswith("seconds_")}
     return {k: run.metrics[k] for k in RUN} | how | sandwich | width_columns(m.splits["test"]) | {f"ms_{k}": float(v[0]) for k, v in m.costs.items()} | seconds
 
-def save_gaps(run: RunResult, m: Measured, folder: Path, settings: GapSettings, device: str) -> None:
-    "Merge a measured run into the results files of its data set; rows of another protocol leave them."
-    paths, spec = gap_paths(run.metrics["dataset"], folder), run.metrics["spec"]
+def save_gaps(run: RunResult, m: Measured, name: str, folder: Path, settings: GapSettings, device: str) -> None:
+    "Merge a measured run into the results files `name`; rows of another protocol leave them."
+    paths, spec = gap_paths(name, folder), run.metrics["spec"]
     folder.mkdir(parents=True, exist_ok=True)
     table = merge(read_csv(paths["csv"]), pd.DataFrame([gap_csv_row(run, m, settings, device)]), ["spec"])
     table = table[table["protocol"] == run.metrics["protocol"]]
@@ -101,10 +101,10 @@ class Report(NamedTuple):
 
 # %% ../nbs/87_gap_report.ipynb #ca3cbb76
 def read_report(dataset: str, budget: str, folder: Path) -> Report:
-    "The report of a budget's first seed, methods in the order of the budget's page, the others after them."
-    paths, page = gap_paths(dataset, folder), PAGES[choose("budget", budget, PAGES)]
+    "The report of a page's first seed, methods in the order of the page, the others after them."
+    paths, page = gap_paths(dataset, folder), PAGES[choose("page", budget, PAGES)]
     rows = read_csv(paths["csv"])
-    rows = rows[rows["budget"] == budget] if len(rows) else rows
+    rows = rows[rows["budget"] == (page.budget or budget)] if len(rows) else rows
     require(len(rows) > 0, f"{paths['csv']} has no row of budget {budget}: gpvae_gap --dataset {dataset} --budget {budget} measures finished runs")
     rows = rows[rows["seed"] == rows["seed"].min()].set_index("method")
     order = [m for m in page.methods if m in rows.index] + [m for m in rows.index if m not in page.methods]
@@ -249,27 +249,27 @@ def can_draw_curves(r: Report, method: str) -> bool: return "refined" in r.colum
 # %% ../nbs/87_gap_report.ipynb #04e456f3
 def finished_runs(dataset: str, budget: str, methods: list[str]|None, seed: int, runs: Path) -> list[tuple[RunSpec, RunResult]]:
     "The runs of a page, opened."
-    page = PAGES[choose("budget", budget, BUDGETS)]
-    specs = [RunSpec(dataset, m, page.z_dim, seed, budget) for m in methods or page.methods]
+    page = PAGES[choose("page", budget, PAGES)]
+    specs = [RunSpec(dataset, m, page.z_dim, seed, page.budget or budget, settings=page.settings) for m in methods or page.methods]
     for spec in specs: check_spec(spec)
     require(runs.is_dir(), f"{runs} is not a folder: set GPVAE_RUNS or pass --runs with the folder of the finished runs")
     folders = [run_folder(spec, runs) for spec in specs]
     for spec, folder in zip(specs, folders):
         require((folder / "metrics.json").exists(), f"{spec.method} seed {seed} is not finished: {folder} has no metrics.json, train it first by "
-                f"gpvae_run --dataset {dataset} --method {spec.method} --z_dim {spec.z_dim} --seed {seed} --budget {budget}")
+                f"gpvae_run --dataset {dataset} --method {spec.method} --z_dim {spec.z_dim} --seed {seed} --budget {spec.budget}" + "".join(f" --set '{k}={v}'" for k, v in spec.settings))
     return [(spec, RunResult.open(folder)) for spec, folder in zip(specs, folders)]
 
-def measure_and_keep(spec: RunSpec, run: RunResult, out: Path, counts: dict[str, int], settings: GapSettings, device: str|None, bar: bool) -> None:
+def measure_and_keep(spec: RunSpec, run: RunResult, name: str, out: Path, counts: dict[str, int], settings: GapSettings, device: str|None, bar: bool) -> None:
     "Measure one run and merge it into the results files."
     with tqdm(unit="img", desc=f"{spec.method} seed {spec.seed}: gaps", disable=not bar) as show:
         def progress(n: int = 0, total: int|None = None):
             if total is not None: show.reset(total)
             show.update(n)
         m = measure_run(run.folder, spec, counts, settings, device, progress)
-    save_gaps(run, m, out, settings, device_name(pick_device(device)))
+    save_gaps(run, m, name, out, settings, device_name(pick_device(device)))
 
 # %% ../nbs/87_gap_report.ipynb #ef1bc865
-def gap_report(dataset: str, budget: str = "smoke",
+def gap_report(dataset: str, budget: str = "smoke", # one of PAGES
                methods: list[str]|None = None,  # None: the budget's page
                seed: int = 0,
                counts: dict[str, int] = COUNTS, # images of each split
@@ -285,8 +285,8 @@ def gap_report(dataset: str, budget: str = "smoke",
     runs = runs_root(runs)
     found = finished_runs(dataset, budget, methods, seed, runs)
     out = Path(out).absolute() if out else checkout() / "nbs" / "results"
-    for spec, run in found: measure_and_keep(spec, run, out, counts, settings, device, bar)
-    name = found[0][1].metrics["dataset"]
+    name = found[0][1].metrics["dataset"] + PAGES[budget].suffix
+    for spec, run in found: measure_and_keep(spec, run, name, out, counts, settings, device, bar)
     print(decomposition(read_report(name, budget, out)).T.to_string())
     path = render(name, budget, runs, out, "gap", page, "Gaps")
     print(f"\npage  {path}\ntable {gap_paths(name, out)['csv']}")

@@ -106,7 +106,7 @@ class Settings:
 # %% ../nbs/80_run.ipynb #dbc87a08
 BUDGETS = {
     "smoke": Settings(n_train=2000, n_valid=500, n_test=1000, hidden=(200, 200), epochs=100, kl_warmup=20, checkpoint_seconds=1.),
-    "cpu":   Settings(patience=20),
+    "cpu":   Settings(milestones=(50., 60., 70.), patience=20),
     "paper": Settings(n_train=None, n_valid=None, lr=5e-4, epochs=2000, weight_decay=0.02, kl_warmup=200, patience=200, checkpoint_seconds=30.),
     "published": Settings(n_train=None, n_valid=None, hidden=(400,), batch_size=100, milestones=(500, 550, 590, 625, 655, 680), lr_factor=0.5,
                           weight_decay=0.03, kl_warmup=20, epochs=700, k=200),
@@ -363,7 +363,7 @@ def locked(folder: Path):
         with filelock.FileLock(folder / ".lock", timeout=0): yield
     except filelock.Timeout as e: raise InputError(f"{folder} is being run by another process: wait for it") from e
 
-IN_COMMON = ("n_train", "n_valid", "n_test", "network", "hidden") # settings that a run shares with the one it starts from
+IN_COMMON = ("n_train", "n_valid", "n_test", "network", "hidden", "milestones") # settings that a run shares with the one it starts from
 
 def warm_start(model: VAE, spec: RunSpec, runs: Path, device: torch.device, bar: bool, position: int) -> None:
     "Copy the weights of another method's run, which is trained first if it is missing."

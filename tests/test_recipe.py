@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gpvae.gp_encoder import GPEncoder
-from gpvae.recipe import CHANGES, DECAYED, STEP, bound_of, curve_grid, doubt, keep_refits, line_of, recipe_grid, recipe_table, refit, refit_rows
-from gpvae.run import RunSpec, run, settings_text
+from gpvae.recipe import CHANGES, CONSTANT, bound_of, curve_grid, doubt, keep_refits, line_of, recipe_grid, recipe_table, refit, refit_rows
+from gpvae.run import BUDGETS, RunSpec, run, settings_of, settings_text
 from gpvae.tables import read_csv
 from gpvae.vae import VAE, AmortizedEncoder
 from toys import SHAPE, LinearGaussian, Z, assert_zero, seeded
@@ -95,16 +95,17 @@ def test_rows_of_a_run(folders, tmp_path):
     pd.testing.assert_frame_equal(first.sort_values(key).reset_index(drop=True), second.sort_values(key).reset_index(drop=True))
 
 def test_every_line_is_another_run():
-    for changes in (CHANGES, DECAYED):
+    for changes in (CHANGES, CONSTANT):
         lines = [(method, settings_text(tuple(settings.items()))) for method, settings in changes.values()]
         assert len(set(lines)) == len(lines)
         for name, (method, text) in zip(changes, lines): assert line_of(pd.Series({"method": method, "settings": text or None}), changes) == name
-    for name, (method, settings) in CHANGES.items(): # the third series has them all
-        own = {k: v for k, v in DECAYED[name][1].items() if k != "milestones"}
-        assert DECAYED[name][0] == method and own == settings
-    assert len(recipe_grid(3)) == 3 * len(DECAYED) and all("milestones" in dict(s.settings) for s in recipe_grid(1) + curve_grid(1))
+    for name, (method, settings) in CONSTANT.items(): # one step size, and nothing else but the epochs of a warm start
+        own = {k: v for k, v in settings.items() if k not in ("milestones", "epochs")}
+        assert settings["milestones"] == () and (method, own) == CHANGES[name] and ("epochs" in settings) == ("warm_start" in settings)
+    assert len(recipe_grid(3)) == 3 * len(CHANGES) and settings_of(recipe_grid(1)[0]).milestones == BUDGETS["cpu"].milestones != ()
+    assert all(settings_of(s).milestones for s in recipe_grid(1) + curve_grid(1)) and not any(settings_of(s).milestones for s in recipe_grid(1, changes=CONSTANT))
 
-@pytest.mark.parametrize("name, changes", [("recipe", DECAYED), ("recipe_constant_step", CHANGES)])
+@pytest.mark.parametrize("name, changes", [("recipe", CHANGES), ("recipe_constant_step", CONSTANT)])
 def test_kept_rows_belong_to_lines(name, changes):
     rows = read_csv(RESULTS / f"{name}.csv")
     assert rows.apply(line_of, axis=1, changes=changes).notna().all() and len(recipe_table(rows, changes)) > 3
@@ -112,8 +113,8 @@ def test_kept_rows_belong_to_lines(name, changes):
 def test_the_step_is_the_best_of_those_tried_for_the_vae():
     "Within the noise of the validation set: no other schedule is ahead by more than 0.05 nats."
     rows = read_csv(RESULTS / "recipe.csv")
-    rows = rows[(rows["method"] == "vae") & (rows["seed"] == 0) & rows["settings"].str.fullmatch(r"milestones=\([^)]*\)")].set_index("settings")["valid_elbo"]
-    assert len(rows) >= 4 and rows[settings_text(tuple(STEP.items()))] > rows.max() - 0.05
+    rows = rows[(rows["method"] == "vae") & (rows["seed"] == 0) & rows["settings"].fillna("").str.fullmatch(r"(milestones=\([^)]*\))?")].fillna({"settings": ""}).set_index("settings")["valid_elbo"]
+    assert len(rows) >= 4 and rows[""] > rows.max() - 0.05
 
 def test_kept_refits_are_of_kept_runs():
     refits = read_csv(RESULTS / "refit.csv")
