@@ -127,7 +127,7 @@ def render(dataset: str, budget: str, runs: Path, out: Path,
     try:
         papermill.execute_notebook(str(checkout() / "nbs" / f"{template}.ipynb"), str(temporary), parameters={"dataset": dataset, "budget": budget},
                                    kernel_name="python3", cwd=str(checkout() / "nbs"), progress_bar=False, log_output=False)
-        clean(temporary, f"{about} on {dataset.replace('_', ' ')}, budget {budget}")
+        clean(temporary, f"{about} on {dataset.replace('_', ' ')}, budget {PAGES[budget].budget or budget}")
         os.replace(temporary, page)
     finally: temporary.unlink(missing_ok=True)
     return page
