@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from .checks import choose, require
 from .data import prepare_splits, to_float
-from .reproduce import RIVALS, run_folder, train_missing
+from .reproduce import run_folder, train_missing
 from .run import RunResult, RunSpec, load_images, load_model, read_spec, runs_root, settings_text
 from .tables import paired, read_csv, read_images, result_paths, save_results, seed_interval, spread
 from .vae import VAE
@@ -59,12 +59,12 @@ CHANGES = { # name of the line: method, settings
     "vae, steps smaller from 40":       ("vae", {"milestones": (40., 50., 60., 70.)}),
     "vae, steps smaller from 60":       ("vae", {"milestones": (60., 70.)}),
     "vae, steps smaller from 70 only":  ("vae", {"milestones": (70.,)}),
-} | {rival: (rival, {}) for rival in RIVALS}
+}
 
 # %% ../nbs/43_recipe.ipynb #a3036a57
 ONE_STEP = {"milestones": ()} # no epoch at which the step size becomes smaller
 CONSTANT = {name: (method, ONE_STEP | settings | ({"epochs": 40} if "warm_start" in settings else {}))
-            for name, (method, settings) in CHANGES.items() if "milestones" not in settings and method not in RIVALS}
+            for name, (method, settings) in CHANGES.items() if "milestones" not in settings}
 
 # %% ../nbs/43_recipe.ipynb #c6baf8e4
 def recipe_grid(seeds: int = 3, dataset: str = "static_mnist", changes: dict = CHANGES) -> list[RunSpec]:
