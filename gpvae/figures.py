@@ -110,9 +110,12 @@ def over_costs(rows: pd.DataFrame,     # runs, with columns method, infer_ms_bat
 # %% ../nbs/82_figures.ipynb #324862cf
 def gap_bars(table: pd.DataFrame,    # one line a method: columns approximation, amortization, error; nats
              ax: Axes) -> None:
-    "Stacked parts of the gap; the error bar is that of their sum."
+    "Stacked parts of the gap; the error bar is that of their sum. A hatched part is negative and reaches back."
     y = np.arange(len(table))
-    ax.barh(y, table["approximation"], height=.6, label="approximation", color="C0"); ax.barh(y, table["amortization"], left=table["approximation"], height=.6, label="amortization", color="C1")
+    ax.barh(y, table["approximation"], height=.6, label="approximation", color="C0")
+    bars = ax.barh(y, table["amortization"], left=table["approximation"], height=.6, label="amortization", color="C1")
+    for bar, part in zip(bars, table["amortization"]):
+        if part < 0: bar.set(facecolor="white", edgecolor="C1", hatch="////")
     ax.errorbar(table["approximation"] + table["amortization"], y, xerr=table["error"], fmt="none", ecolor="k", capsize=3)
     ax.set(yticks=y, yticklabels=table.index, ylim=(len(table) - .5, -.5), xlabel="gap, nats per image"); ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
