@@ -19,9 +19,9 @@ export PATH := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin:$(PATH)
 
 READY := $(VENV)/.ready
 UNPACK := ../shared/data/unpack.py
-PARTS := sync notebooks pytest smoke docs-check wheel
+PARTS := sync notebooks pytest audit smoke docs-check wheel
 
-.PHONY: help setup data data-mnist reproduce gap test $(PARTS) readme lab clean
+.PHONY: help setup data data-mnist reproduce gap test $(PARTS) mutants readme site lab clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,18 +65,25 @@ test: setup data-mnist ## everything below in this order; the tree stays as it w
 	[ "$$before" = "$$after" ] || { printf 'the checks changed the working tree:\n%s\n' "$$after" >&2; exit 1; }; \
 	printf '\n== all parts passed in %s s; pytest said:\n' $$((SECONDS - begin)); tail -n 1 .make/pytest.log
 
-sync: setup ## package, notebooks and README agree
+sync: setup ## package, notebooks and README agree, and the code has the house's style
 	@python tests/sync_check.py
+	@python tests/style_check.py
 
-notebooks: setup ## execute every page, within its time
+notebooks: setup ## execute every page, and say how long each takes
 	@python tests/notebooks_check.py
 
-pytest: setup ## the tests
-	@mkdir -p .make; pytest -q -rs --color=no -n 2 --dist worksteal tests | tee .make/pytest.log
+pytest: setup ## the tests of the code
+	@mkdir -p .make; pytest -q -rs --color=no --durations=8 -n 2 --dist worksteal --ignore tests/audit tests | tee .make/pytest.log
+
+audit: setup ## the committed results: checksums, rows, pages that show what the files say
+	@pytest -q -rs --color=no tests/audit
+
+mutants: setup ## every mistake of tests/mutants, each noticed by its test: make mutants WORDS="gp_encoder"
+	@PYTHONPATH=tests python -m mutants $(WORDS)
 
 smoke: setup ## the result page of the embedded images, rendered into a temporary folder
 	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
-	gpvae_reproduce --dataset digits --budget smoke --out "$$out" --runs "$$out/runs"; python tests/docs_check.py --page "$$out/digits.ipynb"; test -s "$$out/digits.csv"
+	gpvae_reproduce --dataset digits --budget smoke --out "$$out" --runs "$$out/runs"; python tests/docs_check.py --page "$$out/digits.ipynb"; test -s "$$out/runs.csv"
 
 docs-check: setup ## the site's input: sidebar, references, fences, outputs, paths, sizes
 	@python tests/docs_check.py
@@ -86,6 +93,11 @@ wheel: setup ## the package as installed, without the tools that wrote it
 
 readme: setup ## write README.md from nbs/index.ipynb
 	@python tests/make_readme.py
+
+site: ## write the site into _docs, with the Quarto on PATH
+	@$(PYTHON) tests/make_site.py --check
+	@$(MAKE) --no-print-directory setup
+	@python tests/make_site.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@jupyter lab nbs

@@ -7,6 +7,8 @@ __all__ = ['LIKELIHOODS', 'Bernoulli', 'Gaussian']
 
 # %% ../nbs/22_likelihoods.ipynb #86473f79
 import math
+
+# %% ../nbs/22_likelihoods.ipynb #f5a30f18
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,24 +16,27 @@ from torch import Tensor, nn
 
 # %% ../nbs/22_likelihoods.ipynb #9bc3091d
 class Bernoulli(nn.Module):
-    "Independent binary pixels; `eta` are logits. Fractional `x` in [0, 1] is accepted as an expected log-likelihood."
+    "Independent binary pixels; `eta` are logits. Fractional `x` give an expected log-likelihood."
     def log_px_z(self, eta: Float[Tensor, "*S B D"], # logits
                  x: Float[Tensor, "B D"]             # pixels in [0, 1]
                 ) -> Float[Tensor, "*S B"]:          # nats per image
         return -F.softplus(eta).addcmul_(x, eta, value=-1).sum(-1)
 
-    def score(self, eta: Float[Tensor, "*S B D"], x: Float[Tensor, "B D"]) -> Float[Tensor, "*S B D"]: return x - torch.sigmoid(eta)
+    def score(self, eta: Float[Tensor, "*S B D"], x: Float[Tensor, "B D"]) -> Float[Tensor, "*S B D"]:
+        return x - torch.sigmoid(eta)
 
-    def curvature(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return torch.sigmoid(eta) * torch.sigmoid(-eta)
+    def curvature(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
+        return torch.sigmoid(eta) * torch.sigmoid(-eta)
 
     def mean(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return torch.sigmoid(eta)
 
-    def sample(self, eta: Float[Tensor, "*S D"], generator: torch.Generator|None = None) -> Float[Tensor, "*S D"]:
+    def sample(self, eta: Float[Tensor, "*S D"], generator: torch.Generator|None = None
+              ) -> Float[Tensor, "*S D"]: # pixels
         return torch.bernoulli(torch.sigmoid(eta), generator=generator)
 
 # %% ../nbs/22_likelihoods.ipynb #2661f0a2
 class Gaussian(nn.Module):
-    "Independent Gaussian pixels with a learned scale, bounded from below; `eta` are the means. Pixels in [0, 1]."
+    "Independent Gaussian pixels in [0, 1] with a learned scale, bounded from below; `eta` are the means."
     def __init__(self, x_dim: int,           # pixels times channels D
                  per_pixel: bool = False,    # one scale for each pixel instead of one for all
                  min_scale: float = 1/256,   # lower bound of the standard deviation
@@ -50,14 +55,18 @@ class Gaussian(nn.Module):
         s = self.scale.expand(x.shape[-1])
         return -0.5 * (((x - eta) / s).square().sum(-1) + (2 * s.log() + math.log(2 * math.pi)).sum())
 
-    def score(self, eta: Float[Tensor, "*S B D"], x: Float[Tensor, "B D"]) -> Float[Tensor, "*S B D"]: return (x - eta) / self.scale.square()
+    def score(self, eta: Float[Tensor, "*S B D"], x: Float[Tensor, "B D"]) -> Float[Tensor, "*S B D"]:
+        return (x - eta) / self.scale.square()
 
-    def curvature(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return self.scale.pow(-2).expand(eta.shape)
+    def curvature(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
+        return self.scale.pow(-2).expand(eta.shape)
 
     def mean(self, eta: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]: return eta
 
-    def sample(self, eta: Float[Tensor, "*S D"], generator: torch.Generator|None = None) -> Float[Tensor, "*S D"]:
-        return eta + self.scale * torch.randn(eta.shape, generator=generator, dtype=eta.dtype, device=eta.device)
+    def sample(self, eta: Float[Tensor, "*S D"], generator: torch.Generator|None = None
+              ) -> Float[Tensor, "*S D"]: # pixels
+        noise = torch.randn(eta.shape, generator=generator, dtype=eta.dtype, device=eta.device)
+        return eta + self.scale * noise
 
 # %% ../nbs/22_likelihoods.ipynb #53c84ad3
 LIKELIHOODS = {

@@ -1,4 +1,5 @@
-"Write README.md from nbs/index.ipynb, without Quarto: `make_readme.py`; or only compare them: `make_readme.py --check`."
+"Write README.md and its picture from nbs/index.ipynb, without Quarto; or only compare them: `make_readme.py --check`."
+import base64
 import re
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURE = ROOT / "nbs" / "portrait.png"
 TEXT = ("text/markdown", "text/plain")
 HIDDEN = re.compile(r"^#\|\s*(hide|export|exporti|default_exp)\b|^#\|\s*include:\s*false", re.M)
 
@@ -18,8 +20,22 @@ def shown(cell):
         cell.source = local_links(source)
         return cell
     cell.source = "" if re.search(r"^#\|\s*echo:\s*false", source, re.M) else re.sub(r"^#\|.*\n?", "", source, flags=re.M)
+    drawn = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+    if drawn: return picture(source)
     cell.outputs = [o for o in cell.outputs if plain(o)]
     return cell if cell.source or cell.outputs else None
+
+def picture(source):
+    "A cell that draws, as an image with its alternative text and its caption."
+    alt, caption = (re.search(rf'^#\| fig-{kind}: "(.*)"$', source, re.M)[1] for kind in ("alt", "cap"))
+    return nbformat.v4.new_markdown_cell(f"![{alt}](nbs/{PICTURE.name})\n\n*{caption}*")
+
+def drawn(path):
+    "The pixels of the one picture of a notebook, as a PNG file."
+    outputs = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
+    found = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    if len(found) != 1: sys.exit(f"{path.name} has {len(found)} pictures: README.md shows one")
+    return base64.b64decode(found[0])
 
 def plain(output):
     "Keep one text form of an output; a picture, and what only names one, has none."
@@ -28,7 +44,7 @@ def plain(output):
     data = output.get("data", {})
     if any(kind.startswith("image/") for kind in data): return False
     best = next((kind for kind in TEXT if kind in data), None)
-    output.data = {best: data[best]} if best else {}
+    output.data = {best: local_links("".join(data[best]))} if best else {}
     return best is not None
 
 def local_links(source):
@@ -46,8 +62,11 @@ def readme(path):
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 def main(check):
-    text, path = readme(ROOT / "nbs/index.ipynb"), ROOT / "README.md"
-    if check and (not path.exists() or path.read_text(encoding="utf-8") != text): sys.exit("README.md is not what nbs/index.ipynb says: run `make readme`")
-    if not check: path.write_text(text, encoding="utf-8")
+    page, path = ROOT / "nbs/index.ipynb", ROOT / "README.md"
+    made = {path: readme(page).encode(), PICTURE: drawn(page)}
+    if not check:
+        for file, content in made.items(): file.write_bytes(content)
+    stale = [file.name for file, content in made.items() if not file.exists() or file.read_bytes() != content]
+    if stale: sys.exit(f"{', '.join(stale)}: not what nbs/index.ipynb says, run `make readme`")
 
 if __name__ == "__main__": main("--check" in sys.argv[1:])

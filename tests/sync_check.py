@@ -1,10 +1,11 @@
-"The package is what the notebooks export, the notebooks are clean, README.md is what the front page says, and no module outlived its page."
+"The package is what the notebooks export, the notebooks are clean, README.md is what the front page says, tests/README.md what the tests say, and no module outlived its page."
 import hashlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import make_map
 import make_readme
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,7 @@ def main():
     faults = [f"{name} changed under `nbdev_clean && nbdev_export`: commit the result" for name in changed] + orphans(ROOT)
     if faults: sys.exit("\n".join(faults))
     make_readme.main(check=True)
-    print(f"{len(after)} files of the package and its notebooks agree, README.md too")
+    make_map.main(check=True)
+    print(f"{len(after)} files of the package and its notebooks agree, README.md and tests/README.md too")
 
 if __name__ == "__main__": main()

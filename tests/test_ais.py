@@ -5,22 +5,25 @@ import warnings
 from dataclasses import asdict, replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from gpvae.ais import AISConfig, Bridge, Finished, LogLikelihood, adapt, ais, anneal, forward, frozen, leapfrog, reverse, sandwich, simulate, state_at, step_at, transition
+from gpvae.ais import AISConfig, Bridge, _step_at, _adapt, ais, anneal, _forward, _reverse, fingerprint, frozen, leapfrog, sandwich, simulate, state_at, transition
 from gpvae.checks import InputError
 from gpvae.data import load, prepare_splits
 from gpvae.iwae import estimate_batch
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
-from gpvae.posteriors import DiagonalGaussian
-from gpvae.run import METHODS
+from gpvae.posteriors import DiagonalGaussian, GaussianMixture
+from gpvae.study.spec import METHODS
 from gpvae.train import TrainConfig, train
 from gpvae.vae import VAE, AmortizedEncoder
 from toys import F64, SHAPE, Z, Call, LinearGaussian, assert_zero, bernoulli_model, binary_images, perturb, seeded
 from test_contract import build
+
+class Stop(Exception): pass
 
 SHORT = AISConfig(temperatures=6, chains=4, leapfrog_steps=2)
 
@@ -138,7 +141,7 @@ def test_the_mean_weight_is_the_likelihood(start, schedule, brief):
     "Exactly, with any number of temperatures; and the mean of one over the reverse weight is one over it."
     n, (lg, x, bridge) = 4000, linear(1, start)
     config = replace(SHORT, temperatures=3 if start == "rough" else 40, chains=n, schedule=schedule)
-    log_steps, exact = adapt(bridge, config), lg.log_px(x)
+    log_steps, exact = _adapt(bridge, config), lg.log_px(x)
     g = bridge.generators("forward")
     up, _ = anneal(bridge, bridge.start(n, g), log_steps, config, bridge.noise(n, g))
     z = lg.exact(x).rsample_and_log_prob(n, seeded())[0]
@@ -151,9 +154,9 @@ def test_the_mean_weight_is_the_likelihood(start, schedule, brief):
 def test_from_the_exact_posterior_every_weight_is_exact(T, brief):
     lg, x, bridge = linear(3, "exact")
     config = replace(SHORT, temperatures=T)
-    log_steps = adapt(bridge, config)
+    log_steps = _adapt(bridge, config)
     z = lg.exact(x).rsample_and_log_prob(1, seeded())[0][0]
-    for r in (forward(bridge, log_steps, config), reverse(bridge, z, log_steps, config)):
+    for r in (_forward(bridge, log_steps, config), _reverse(bridge, z, log_steps, config)):
         close(r.log_px, lg.log_px(x)); close(r.ess, torch.full_like(r.ess, config.chains))
         assert r.error(config.chains).max() < 1e-5
 
@@ -178,8 +181,8 @@ def test_sides_are_ordered_and_both_are_exact_on_average(brief):
     "Over images: the lower side's exponential has the mean p(x), and the upper's inverse the mean 1/p(x), whatever the number of chains."
     lg, x, bridge = linear(400)
     config = replace(SHORT, temperatures=20, leapfrog_steps=3)
-    log_steps, z = adapt(bridge, config), lg.exact(x).rsample_and_log_prob(1, seeded())[0][0]
-    below, above = forward(bridge, log_steps, config).log_px - lg.log_px(x), reverse(bridge, z, log_steps, config).log_px - lg.log_px(x)
+    log_steps, z = _adapt(bridge, config), lg.exact(x).rsample_and_log_prob(1, seeded())[0][0]
+    below, above = _forward(bridge, log_steps, config).log_px - lg.log_px(x), _reverse(bridge, z, log_steps, config).log_px - lg.log_px(x)
     assert below.mean() < -0.05 and above.mean() > 0.05
     assert_zero(below.exp() - 1); assert_zero((-above).exp() - 1)
 
@@ -189,17 +192,17 @@ def test_fresh_chains_accept_as_often_as_the_pilot_aimed():
     "At β = 1, where no step size is at its largest, for images of different scale; and the largest is kept elsewhere."
     lg, x, bridge = linear(6)
     config = replace(SHORT, leapfrog_steps=3)
-    log_steps = adapt(bridge, config)
-    assert log_steps.exp().max() <= math.pi / 6 + 1e-9 and (step_at(log_steps, 1.) < 0.95 * math.pi / 6).all()
+    log_steps = _adapt(bridge, config)
+    assert log_steps.exp().max() <= math.pi / 6 + 1e-9 and (_step_at(log_steps, 1.) < 0.95 * math.pi / 6).all()
     state, accepted = bridge.at(lg.exact(x).rsample_and_log_prob(400, seeded())[0]), []
     for i in range(4):
-        state, accept = transition(bridge.at, state, 1., step_at(log_steps, 1.), 3, normal(400, 6, Z + 2, seed=i))
+        state, accept = transition(bridge.at, state, 1., _step_at(log_steps, 1.), 3, normal(400, 6, Z + 2, seed=i))
         accepted.append(accept.mean(0))
     assert (torch.stack(accepted).mean(0) - 0.65).abs().max() < 0.2 and abs(torch.stack(accepted).mean() - 0.65) < 0.1
 
 def test_step_sizes_are_interpolated():
     log_steps = torch.tensor([[0., 1.], [2., 3.]], dtype=F64)
-    for u, expected in ((0., [0, 1]), (0.5, [0, 1]), (0.75, [1, 2]), (1., [2, 3])): close(step_at(log_steps, u), torch.tensor(expected, dtype=F64).exp())
+    for u, expected in ((0., [0, 1]), (0.5, [0, 1]), (0.75, [1, 2]), (1., [2, 3])): close(_step_at(log_steps, u), torch.tensor(expected, dtype=F64).exp())
 
 # --- images do not know of each other -------------------------------------------------------------------------------------------
 
@@ -239,7 +242,7 @@ def test_memory_does_not_grow_with_the_temperatures(brief):
     handle = lg.decoder.register_forward_hook(count)
     for T in (20, 80):
         config = replace(SHORT, temperatures=T)
-        forward(bridge, adapt(bridge, config), config)
+        _forward(bridge, _adapt(bridge, config), config)
     assert alive[80] <= alive[20] * 1.01
 
 def test_it_works_where_gradients_are_switched_off(brief):
@@ -247,9 +250,53 @@ def test_it_works_where_gradients_are_switched_off(brief):
     with torch.inference_mode(): r = ais(lg.model(lg.rough), x.clone(), replace(SHORT, start="posterior"), "none")
     close(r.log_px, ais(lg.model(lg.rough), x, replace(SHORT, start="posterior"), "none").log_px)
 
-# --- files ----------------------------------------------------------------------------------------------------------------------
+def test_the_model_is_left_as_it_was():
+    "Parts that train, parts that do not, and weights that take no gradient."
+    lg = LinearGaussian()
+    model = lg.model(lg.rough).train()
+    model.decoder.eval()
+    lg.decoder.bias.requires_grad_(False)
+    state = lambda: ([part.training for part in model.modules()], [p.requires_grad for p in model.parameters()])
+    before, inside = state(), []
+    with frozen(model): inside.append(state())
+    with pytest.raises(Stop), frozen(model): raise Stop
+    assert state() == before and not any(map(any, inside[0]))
 
-class Stop(Exception): pass
+# --- a start that is known, and pixels ------------------------------------------------------------------------------------------
+
+def test_a_given_start_takes_the_place_of_the_configured_one(tmp_path, brief):
+    "Sliced by image, whatever the chunks; made under inference mode too; and the file is of this start."
+    lg, x, path, start = LinearGaussian(), pixels(5), tmp_path / "ais.safetensors", replace(SHORT, start="posterior")
+    model = lg.model(lg.rough)
+    with torch.inference_mode(): q0 = lg.rough(x / 255)
+    for rows in (1000, 8):
+        for a, b in zip(ais(model, x, SHORT, "none", rows=rows, q0=q0), ais(model, x, start, "none", rows=rows)): close(a, b, 1e-12)
+    ais(model, x, SHORT, "none", path=path, q0=q0)
+    for other in (None, q0.inflate(1.1)):
+        with pytest.raises(InputError, match="belongs to"): ais(model, x, SHORT, "none", path=path, q0=other)
+
+def test_starts_that_cannot_be_sliced():
+    lg, x = LinearGaussian(), pixels(3)
+    model, q = lg.model(lg.rough), lg.rough(x)
+    with pytest.raises(InputError, match="^q0 is of 2 images, and there are 3: pass a Gaussian of each$"): ais(model, x, SHORT, "none", q0=lg.rough(x[:2]))
+    mixture = GaussianMixture(q.mu[None], q.log_sigma[None], torch.zeros(1, 3, dtype=F64))
+    with pytest.raises(InputError, match="^q0 is a GaussianMixture: pass a DiagonalGaussian or FullGaussian"): ais(model, x, SHORT, "none", q0=mixture)
+
+def test_pixels_are_bytes_or_by_name_floats(brief):
+    lg, x = LinearGaussian(), pixels(3)
+    model = lg.model(lg.rough)
+    close(ais(model, x / 255, SHORT, "floats").log_px, ais(model, x, SHORT, "none").log_px)
+    with pytest.raises(InputError, match="^pixels are float32: pass uint8"): ais(model, x / 255, SHORT, "none")
+    with pytest.raises(InputError, match="^pixels run to 1, not to 255"): ais(model, x.clamp(max=1), SHORT, "none")
+
+def test_numbers_of_numpy(tmp_path, brief):
+    lg, x, path = LinearGaussian(), pixels(3), tmp_path / "ais.safetensors"
+    model, index = lg.model(lg.rough), list(np.arange(4, 7))
+    r = ais(model, x, SHORT, "none", index=range(4, 7), path=path)
+    for where in (path, None): assert torch.equal(r.log_px, ais(model, x, SHORT, "none", index=index, path=where).log_px)
+    assert fingerprint(model, x, index, a=np.int64(1)) == fingerprint(model, x, range(4, 7), a=1)
+
+# --- files ----------------------------------------------------------------------------------------------------------------------
 
 def test_a_stopped_run_ends_with_the_same_numbers(tmp_path, brief):
     lg, x, path, done = LinearGaussian(), pixels(7), tmp_path / "ais.safetensors", []
@@ -280,7 +327,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, brief):
     with pytest.raises(InputError, match="belongs to"): ais(model, x, SHORT, "none", path=path)
     assert path.read_bytes() == before
     path.write_bytes(before[:-9])
-    with pytest.raises(InputError, match="is not a readable checkpoint"): ais(model, x, SHORT, "none", path=path)
+    with pytest.raises(InputError, match="is damaged"): ais(model, x, SHORT, "none", path=path)
     with pytest.raises(InputError, match="there is no folder"): ais(model, x, SHORT, "none", path=tmp_path / "no" / "file")
 
 # --- images and input that cannot work ------------------------------------------------------------------------------------------
@@ -328,7 +375,7 @@ class Unscored(nn.Module):
 
 def test_a_likelihood_that_has_no_score_is_differentiated(brief):
     lg = LinearGaussian()
-    model, scored, z = VAE(nn.Identity(), lg.decoder, Unscored(lg.likelihood)), lg.model(None), normal(3, 2, Z)
+    model, scored, z = VAE(Call(None), lg.decoder, Unscored(lg.likelihood)), lg.model(None), normal(3, 2, Z)
     for value in (True, False): close(*(state_at(m, lg.images(2), None, z, value).grad_delta for m in (model, scored)))
     close(ais(model, pixels(2), SHORT, "none").log_px, ais(scored, pixels(2), SHORT, "none").log_px)
 
@@ -352,7 +399,7 @@ CUTS = {"detached": lambda eta: eta.detach(), "compared": lambda eta: (eta > 0).
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_likelihood_without_gradient(cut, brief):
     lg = LinearGaussian()
-    model = VAE(nn.Identity(), lg.decoder, Hard(CUTS[cut]))
+    model = VAE(Call(None), lg.decoder, Hard(CUTS[cut]))
     with pytest.raises(InputError, match=r"^log p\(x\|z\) does not depend differentiably on z: .*$"): ais(model, pixels(2), SHORT, "none")
     with pytest.raises(InputError, match="does not depend differentiably"): state_at(model, lg.images(2), None, normal(3, 2, Z)) # its weights take gradients
 
@@ -375,7 +422,7 @@ def test_images_that_cannot_work():
     lg = LinearGaussian()
     model = lg.model(lg.rough)
     with pytest.raises(InputError, match="^no images to evaluate: the split is empty$"): ais(model, pixels(0), SHORT, "none")
-    with pytest.raises(InputError, match="^index has 2 numbers for 3 images: pass one an image$"): ais(model, pixels(3), SHORT, "none", index=[0, 1])
+    with pytest.raises(InputError, match="^index has 2 numbers for 3 images: pass one per image$"): ais(model, pixels(3), SHORT, "none", index=[0, 1])
     with pytest.raises(InputError, match="^n is 0: simulate at least one image$"): sandwich(model, 0, SHAPE, SHORT)
 
 def test_the_configuration_is_what_the_file_is_named_by():

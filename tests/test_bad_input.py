@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from gpvae.checks import InputError
-from gpvae.commands import run_command
-from gpvae.run import RunSpec, load_images, run, spec_hash
+from gpvae.files import read_tensors, write_tensors
+from gpvae.study.commands import gap_command, reproduce_command, run_command
+from gpvae.study.run import run, run_folder
+from gpvae.study.spec import RunSpec
 
-TINY = ("--set", "epochs=2", "--set", "hidden=(8,8)", "--set", "n_test=20", "--set", "k=2", "--n_train", "100", "--quiet", "--device", "cpu")
+TINY = ("--set", "epochs=2", "--set", "hidden=(8,8)", "--set", "n_test=20", "--set", "k=2", "--n_train", "100", "--device", "cpu")
 SETTINGS = (("epochs", 2), ("hidden", (8, 8)), ("n_test", 20), ("k", 2))
 SPEC = RunSpec(method="vae", n_train=100, settings=SETTINGS)
 
@@ -26,7 +26,9 @@ def no_training(monkeypatch):
 def refused(capsys, *args):
     "The one line that the command prints."
     capsys.readouterr()
-    assert run_command([*TINY, *args]) == 2
+    given = [word.partition("=")[0] for word in args]
+    pairs = [w for k, w in zip(TINY[::2], TINY[1::2]) if w.partition("=")[0] not in given for w in (k, w)]
+    assert run_command([*pairs, "--quiet", *args]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("gpvae_run: ") and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err
     return err
@@ -58,9 +60,28 @@ WRONG = {
     "truth for a number":  (["--set", "epochs=True"], "setting epochs=True: expected"),
     "number for widths":   (["--set", "hidden=200"], "setting hidden=200: expected something like (200, 200)"),
     "step size":           (["--set", "lr=fast"], "setting lr='fast': expected"),
-    "negative step size":  (["--set", "lr=-1."], "lr, inflation and max_norm must be positive"),
+    "negative step size":  (["--set", "lr=-1."], "lr is -1.0: it must be above 0"),
+    "infinite step size":  (["--set", "lr=1e999"], "setting lr=inf: expected something like 0.001"),
+    "negative decay":      (["--set", "weight_decay=-0.1"], "weight_decay is -0.1: it must be at least 0"),
+    "factor above one":    (["--set", "lr_factor=3."], "lr_factor is 3.0: it must be above 0 and at most 1"),
+    "negative warm-up":    (["--set", "kl_warmup=-1"], "kl_warmup is -1: it must be at least 0"),
+    "negative noise warm-up": (["--set", "noise_warmup=-1"], "noise_warmup is -1: it must be at least 0"),
+    "no patience":         (["--set", "patience=0"], "patience is 0: it must be at least 1"),
+    "no width of the proposal": (["--set", "inflation=0."], "inflation is 0.0: it must be above 0"),
+    "no norm":             (["--set", "max_norm=0"], "max_norm is 0: it must be above 0"),
+    "all dropped":         (["--method", "vae-dropout", "--set", "dropout=1.0"], "dropout is 1.0: it must be at least 0 and below 1"),
+    "option without end":  (["--set", "temperature=1e999"], "setting temperature=inf: expected something like 1.0"),
+    "falling milestones":  (["--set", "milestones=(9.,3.)"], "milestones is (9.0, 3.0): the epochs must increase"),
+    "negative milestones": (["--set", "milestones=(-3.,)"], "milestones is (-3.0,): each must be at least 0"),
+    "same milestone twice": (["--set", "milestones=(3.,3.)"], "the epochs must increase"),
+    "key twice":           (["--set", "lr=0.1", "--set", "lr=0.2"], "lr is given 2 times: give it once"),
+    "n_train twice":       (["--n_train", "50", "--set", "n_train=60"], "n_train is given 2 times: give it once"),
+    "endless seed":        (["--seed", str(2**63)], f"seed is {2**63}: use an integer from 0 to 1000000000000"),
+    "endless number":      (["--set", "epochs=1" + 30 * "0"], "setting epochs=1"),
+    "lost setting":        (["--set", "warm_start=vae"], "'warm_start' is unknown"),
+    "lost option":         (["--set", "n_draws=2"], "'n_draws' is unknown"),
     "NaN step size":       (["--set", "lr=nan"], "setting lr='nan': expected"),
-    "width of nothing":    (["--set", "hidden=(8,0)"], "layer widths must be positive"),
+    "width of nothing":    (["--set", "hidden=(8,0)"], "hidden is (8, 0): each must be at least 1"),
     "network":             (["--set", "network=convv"], "network 'convv' is unknown: did you mean 'conv'?"),
     "covariance":          (["--set", "covariance=ful"], "covariance 'ful' is unknown: did you mean 'full'?"),
     "features":            (["--set", "features=standard"], "features 'standard' is unknown: did you mean 'standardised'?"),
@@ -82,10 +103,52 @@ def test_refused(capsys, runs, no_training, args, message):
     assert message in refused(capsys, *args)
     assert not list(runs.rglob("checkpoint*"))
 
+def test_more_test_images_than_there_are():
+    "What the caller asks for is not cut in silence; what a budget names is."
+    from gpvae.study.spec import load_images
+    with pytest.raises(InputError, match="n_test is 5000: digits has 297 such images, pass 1 to 297"): load_images(RunSpec("digits", settings=(("n_test", 5000),)))
+    assert load_images(RunSpec("digits"))[1].x_test.shape[0] == 297
+
+PAGES_WRONG = {
+    "budget": (["--budget", "cpuu"], "page 'cpuu' is unknown: did you mean 'cpu'?"),
+    "method": (["--methods", "vae", "gpvea"], "method 'gpvea' is unknown: did you mean 'gpvae'?"),
+    "no seeds": (["--seeds", "0"], "seeds is 0: a page needs at least one"),
+    "no jobs": (["--jobs", "0"], "jobs is 0: at least one run must be allowed"),
+    "study": (["--study", "sizez"], "study 'sizez' is unknown: did you mean 'sizes'?"),
+    "lost study": (["--study", "lost"], "is unknown"),
+    "folder": (["--out", "/proc/nowhere"], "the folder /proc/nowhere cannot be written"),
+    "folder of a study": (["--study", "sizes", "--out", "/proc/nowhere"], "the folder /proc/nowhere cannot be written"),
+}
+
+@pytest.mark.parametrize("args, message", PAGES_WRONG.values(), ids=PAGES_WRONG)
+def test_a_wrong_page_is_refused_before_training(capsys, tmp_path, runs, monkeypatch, args, message):
+    def start(*args): raise AssertionError("a run has started")
+    monkeypatch.setattr("gpvae.study.reproduce._start", start)
+    out = [] if "--out" in args else ["--out", str(tmp_path / "out")]
+    assert reproduce_command([*args, *out, "--quiet", "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("gpvae_reproduce: ") and err.count("\n") == 1
+
+@pytest.mark.parametrize("page", ["../evil", "a/b", "/tmp/evil", ".hidden", "", "a\nb"])
+def test_a_page_outside_its_folder_is_refused(capsys, tmp_path, runs, page):
+    from gpvae.study.reproduce import render
+    with pytest.raises(InputError, match="is no name of a file: use letters"): render("digits", "smoke", runs, tmp_path / "out", name=page or "/")
+    assert gap_command(["--page", page, "--out", str(tmp_path / "out"), "--quiet", "--device", "cpu"]) == 2
+    assert not list(tmp_path.rglob("*evil*")) and not (tmp_path / "out").exists()
+
+@pytest.mark.parametrize("missing", ["papermill", "template"])
+def test_what_rendering_needs_is_looked_for_before_training(capsys, tmp_path, runs, monkeypatch, missing):
+    def start(*args): raise AssertionError("a run has started")
+    monkeypatch.setattr("gpvae.study.reproduce._start", start)
+    if missing == "papermill": monkeypatch.setattr("gpvae.study.reproduce.importlib.util.find_spec", lambda name: None)
+    else: monkeypatch.setattr("gpvae.study.reproduce.checkout", lambda: tmp_path)
+    assert reproduce_command(["--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert {"papermill": "papermill is not installed: pip install", "template": "reproduce.ipynb is missing"}[missing] in capsys.readouterr().err
+
 def test_exit_status_of_the_commands(tmp_path):
     "The process itself: status 2, one line, no traceback."
     env = os.environ | {"GPVAE_RUNS": str(tmp_path)}
-    commands = {c: subprocess.Popen([sys.executable, "-m", "gpvae.commands", c, "--dataset", "digitz"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for c in ("run", "reproduce", "gap")}
+    commands = {c: subprocess.Popen([sys.executable, "-m", "gpvae.study.commands", c, "--dataset", "digitz"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for c in ("run", "reproduce", "gap")}
     for name, process in commands.items():
         out, err = process.communicate()
         assert process.returncode == 2 and out == ""
@@ -153,29 +216,24 @@ def test_truncated_file_refused(capsys, runs, root, no_training, keep):
 
 def test_good_file_is_taken(runs, root):
     np.savez(root / "mine.npz", x_train=pixels(120), x_test=pixels(30))
-    assert run_command([*TINY, "--dataset", "mine", "--method", "vae"]) == 0
+    assert run_command([*TINY, "--quiet", "--dataset", "mine", "--method", "vae"]) == 0
     assert len(list(runs.glob("*/metrics.json"))) == 1
 
 # --- folders and checkpoints ------------------------------------------------------------------------------------------------------------------
-
-def folder_of(spec, runs):
-    "Where a run goes."
-    spec, data = load_images(spec)
-    return runs / spec_hash(spec, data.checksum)
 
 def stopped(spec, runs, monkeypatch):
     "A run that was stopped after training, before it was evaluated."
     with monkeypatch.context() as m:
         def stop(*args): raise KeyboardInterrupt
-        m.setattr("gpvae.run.measure", stop)
+        m.setattr("gpvae.study.run._evaluate_run", stop)
         with pytest.raises(KeyboardInterrupt): run(spec, runs, "cpu", bar=False)
-    return folder_of(spec, runs) / "checkpoint.safetensors"
+    return run_folder(spec, runs) / "checkpoint.safetensors"
 
 def rewrite(path, change):
     "Change the tensors of a checkpoint, keep its progress."
-    with safe_open(path, "pt") as f: tensors, metadata = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+    tensors, progress = read_tensors(path)
     change(tensors)
-    save_file(tensors, path, metadata=metadata)
+    write_tensors(path, tensors, progress)
 
 def again(spec, runs):
     "The message of a run that is refused."
@@ -188,7 +246,7 @@ def test_nan_in_the_weights(runs, monkeypatch, value):
     path = stopped(SPEC, runs, monkeypatch)
     def spoil(tensors): tensors["model.decoder.0.weight"][3, 1] = value
     rewrite(path, spoil)
-    assert again(SPEC, runs) == f"{path}: model.decoder.0.weight holds NaN or infinity: delete the file to train again"
+    assert again(SPEC, runs) == f"{path}: model.decoder.0.weight holds NaN or infinity: delete it and run again"
 
 def test_checkpoint_of_another_spec(runs, monkeypatch):
     path, other = (stopped(RunSpec(method="vae", seed=seed, n_train=100, settings=SETTINGS), runs, monkeypatch) for seed in (0, 1))
@@ -200,7 +258,7 @@ def test_truncated_checkpoint(runs, monkeypatch, keep):
     path = stopped(SPEC, runs, monkeypatch)
     path.write_bytes(path.read_bytes()[:keep])
     message = again(SPEC, runs)
-    assert message.startswith(f"{path} is not a readable checkpoint") and "delete it to train again" in message
+    assert message.startswith(f"{path} is damaged") and "delete it and run again" in message
 
 @pytest.mark.parametrize("where", ["below a file", "is a file"])
 def test_unwritable_folder(capsys, tmp_path, no_training, where):
@@ -208,17 +266,17 @@ def test_unwritable_folder(capsys, tmp_path, no_training, where):
     file.write_text("")
     folder = file / "runs" if where == "below a file" else file
     err = refused(capsys, "--runs", str(folder))
-    assert f"the run folder {folder}" in err and "cannot be written" in err and "set GPVAE_RUNS or pass another folder" in err
+    assert f"the folder {folder}" in err and "cannot be written" in err and "set GPVAE_RUNS or pass another folder" in err
 
 def test_folder_of_another_process(capsys, runs, no_training):
-    folder = folder_of(SPEC, runs)
+    folder = run_folder(SPEC, runs)
     folder.mkdir(parents=True)
     hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", hold, folder / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         try: err = refused(capsys, "--method", "vae")
         finally: other.stdin.close()
-    assert f"{folder} is being run by another process: wait for it" in err
+    assert f"{folder} is in use by another process: wait for it" in err
 
 def test_the_lock_is_given_back(capsys, runs, monkeypatch):
     "Also when a run fails, and while its exception is still at hand."

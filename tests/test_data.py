@@ -1,7 +1,6 @@
 "Image sets: the table, the prepared copy, the split, binarisation, and every wrong input."
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,8 @@ from PIL import Image
 
 from gpvae import data as gd
 from gpvae.checks import InputError
-from gpvae.data import CHOICES, binarise_fixed, check_binarisation, gather, load, pixel_checksum, prepare_splits, split_seed, to_float
+from gpvae.data import (CHOICES, binarise_fixed, check_binarisation, check_pixels, gather, load, pixel_checksum, prepare_splits,
+                        split_seed, to_float)
 
 RNG = np.random.default_rng(0)
 
@@ -47,7 +47,7 @@ def test_digits(tmp_path):
     assert data.x_shape == (1, 8, 8) and data.choice == CHOICES["digits"]
     assert [len(x) for x in (data.x_train, data.x_valid, data.x_test)] == [1300, 200, 297]
     assert data.x_train.dtype == torch.uint8 and data.x_train.max() == 255 and data.y_test.dtype == torch.int64
-    whole = gd.get_digits(tmp_path)
+    whole = gd._get_digits(tmp_path)
     assert images(data.x_train, data.x_valid) == images(whole["x_train"].transpose(0, 3, 1, 2))
     assert len(set(data.y_test.tolist())) == 10
 
@@ -61,18 +61,19 @@ def test_checksum_is_of_the_pixels(tmp_path):
     data = load("digits", tmp_path, n_train=10)
     whole = load("digits", tmp_path)
     assert data.checksum == whole.checksum == pixel_checksum([whole.x_train, whole.x_valid, whole.x_test])
-    other = whole.x_test.clone(); other[0, 0, 0, 0] ^= 1
+    other = whole.x_test.clone()
+    other[0, 0, 0, 0] ^= 1
     assert pixel_checksum([whole.x_train, whole.x_valid, other]) != whole.checksum
 
 
 # --- the prepared copy
 
-def test_second_start_is_fast_and_reads_no_source(tmp_path, monkeypatch):
-    save(tmp_path / "mnist.npz", x_train=pixels(20000, 28, 28, 1), x_test=pixels(100, 28, 28, 1))
+def test_second_start_reads_no_source_and_prepares_nothing(tmp_path, monkeypatch):
+    save(tmp_path / "mnist.npz", x_train=pixels(900, 28, 28, 1), x_test=pixels(100, 28, 28, 1))
     one = load("mnist", tmp_path)
-    monkeypatch.setattr(gd, "read", None)
-    start = time.perf_counter(); two = load("mnist", tmp_path); seconds = time.perf_counter() - start
-    assert seconds < 1 and one.checksum == two.checksum and torch.equal(one.x_train, two.x_train)
+    for name in ("_read", "_prepare", "_prepare_image"): monkeypatch.setattr(gd, name, None)
+    two = load("mnist", tmp_path)
+    assert one.checksum == two.checksum and torch.equal(one.x_train, two.x_train)
 
 
 def test_prepared_copy_does_not_import_torchvision(tmp_path):
@@ -82,7 +83,8 @@ def test_prepared_copy_does_not_import_torchvision(tmp_path):
 
 
 def test_writing_to_loaded_pixels_leaves_the_copy_alone(tmp_path):
-    data = load("digits", tmp_path); data.x_train.zero_()
+    data = load("digits", tmp_path)
+    data.x_train.zero_()
     assert load("digits", tmp_path).x_train.any()
 
 
@@ -112,12 +114,12 @@ def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
 
 def test_two_processes_prepare_at_once(tmp_path, monkeypatch):
     "The other process publishes between our check and our rename: its copy is used."
-    rename = gd.publish
+    rename = gd._publish
     def late(new, folder):
         folder.mkdir()
         for f in new.iterdir(): (folder / f.name).write_bytes(f.read_bytes())
         rename(new, folder)
-    monkeypatch.setattr(gd, "publish", late)
+    monkeypatch.setattr(gd, "_publish", late)
     assert len(load("digits", tmp_path).x_train) == 1300
 
 
@@ -129,11 +131,27 @@ def test_two_processes_prepare_at_once(tmp_path, monkeypatch):
     lambda d: (d / "meta.json").unlink(),
     lambda d: np.save(d / "x_valid.npy", np.load(d / "x_valid.npy").reshape(50, 1, 16, 16)),
     lambda d: (d / "y_test.npy").write_bytes(bytes((d / "y_test.npy").stat().st_size)),
+    lambda d: (d / "x_test.npy").write_bytes((d / "x_valid.npy").read_bytes()),
+    lambda d: (d / "meta.json").write_text((d / "meta.json").read_text().replace("bernoulli", "gaussian")),
 ])
 def test_damaged_copy(tmp_path, damage):
     load("digits", tmp_path)
-    folder, = (tmp_path / "prepared").iterdir(); damage(folder)
+    folder, = (tmp_path / "prepared").iterdir()
+    damage(folder)
     assert str(folder) in fails("damaged .* delete this folder", "digits", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x_train.npy", "x_test.npy", "y_train.npy", "meta.json"])
+def test_every_flipped_bit_of_a_copy_is_found(tmp_path, name):
+    "Headers, pixels, labels and the description, at 40 places of each file."
+    load("digits", tmp_path)
+    folder, = (tmp_path / "prepared").iterdir()
+    whole = (folder / name).read_bytes()
+    for i, at in enumerate(np.linspace(0, len(whole) - 1, 40).astype(int)):
+        (folder / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1 << i % 8]) + whole[at + 1:])
+        fails("damaged .* delete this folder", "digits", tmp_path)
+    (folder / name).write_bytes(whole)
+    load("digits", tmp_path)
 
 
 # --- splits and subsets
@@ -163,11 +181,15 @@ def test_own_validation_split_is_kept(tmp_path):
     assert len(data.x_train) == 30 and images(data.x_valid) == images(own) and data.y_train is None
 
 
-@pytest.mark.parametrize("n", [0, -3])
+@pytest.mark.parametrize("n", [0, -3, True, np.int64(0)])
 def test_n_not_positive(tmp_path, n):
     fails("n_train is .* at least 1", "digits", tmp_path, n_train=n)
     fails("n_valid is .* at least 1", "digits", tmp_path, n_valid=n)
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_count(tmp_path):
+    assert len(load("digits", tmp_path, n_train=np.int32(7), n_valid=np.uint8(3)).x_train) == 7
 
 
 def test_n_too_large(tmp_path):
@@ -194,6 +216,17 @@ def test_path_and_name_agree(tmp_path, small, monkeypatch):
     assert load("small.npz", tmp_path).checksum == by_name.checksum
     monkeypatch.setenv("GPVAE_DATA", str(tmp_path))
     assert load("small").checksum == by_name.checksum
+
+
+def test_an_own_file_under_a_known_name_is_not_the_known_set(tmp_path):
+    "It remembers its path, and the set of the table is found by its name as before."
+    own = tmp_path / "own" / "digits.npz"
+    own.parent.mkdir()
+    save(own, x_train=pixels(30, 8, 8, 1), x_test=pixels(3, 8, 8, 1))
+    mine, known = load(own, tmp_path), load("digits", tmp_path)
+    assert mine.name == known.name == "digits" and mine.checksum != known.checksum
+    assert mine.source == str(own) and known.source is None and load(mine.source, tmp_path).checksum == mine.checksum
+    assert len(mine.x_test) == 3 and len(known.x_test) == 297
 
 
 def test_root_defaults_to_the_users_cache(monkeypatch):
@@ -240,7 +273,7 @@ def test_picture_files(tmp_path, monkeypatch):
     "A source that hands over files gives the same set as the same pixels in an array."
     x = pixels(12, 109, 89, 3)
     for i, a in enumerate(x): Image.fromarray(a).save(tmp_path / f"{i:02}.png")
-    files = gd.Pictures(sorted(tmp_path.glob("*.png")), "RGB")
+    files = gd._Pictures(sorted(tmp_path.glob("*.png")), "RGB")
     assert files.shape == x.shape and np.array_equal(files[3], x[3]) and len(files[10:]) == 2
     monkeypatch.setitem(CHOICES, "celeba", replace(CHOICES["celeba"], source=lambda root: dict(x_train=files[:10], x_test=files[10:])))
     from_files = load("celeba", tmp_path / "a").checksum
@@ -259,6 +292,38 @@ def test_to_float():
         assert y[0, 0, 0, 0] == 0 and y[0, 0, 15, 15] == 1 and set(y.unique().tolist()) == {0., 1.}
     with pytest.raises(InputError, match="generator"): to_float(x, "stochastic")
     with pytest.raises(InputError, match="did you mean 'stochastic'"): to_float(x, "stocastic")
+
+
+GREY = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+
+
+@pytest.mark.parametrize("x, binarisation, match", [
+    (GREY / 255, "none", "pixels are float32: pass uint8, .* binarisation='floats'"),
+    (GREY / 255, "static", "pixels are float32"),
+    (GREY / 255., "stochastic", "pixels are float32"),
+    (GREY.bool(), "static", "pixels are bool"),
+    (GREY.double(), "none", "pixels are float64"),
+    (GREY.long(), "none", "pixels are int64"),
+    (GREY, "floats", "pixels are uint8: binarisation 'floats' takes floats"),
+    (GREY.float(), "floats", "divide grey levels by 255"),
+    (GREY / 255 - 0.1, "floats", "not all between 0 and 1"),
+    (torch.full((1, 1, 4, 4), torch.nan), "floats", "look for NaN"),
+    (torch.full((1, 1, 4, 4), torch.inf), "floats", "not all between 0 and 1"),
+    (GREY // 255, "static", "multiply the images by 255"),
+    (GREY // 255, "none", "multiply the images by 255"),
+])
+def test_pixels_that_would_be_silently_wrong(x, binarisation, match):
+    with pytest.raises(InputError, match=match) as e: check_pixels(x, binarisation)
+    assert "\n" not in str(e.value)
+    if x.dtype != torch.uint8:
+        with pytest.raises(InputError, match=match): to_float(x, binarisation, torch.Generator())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_floats_pass_unchanged_under_their_name(dtype):
+    x = (GREY / 255).to(dtype)
+    assert to_float(x, "floats") is x
+    for x in (GREY, GREY[..., :1], GREY * 0): check_pixels(x, "none") # a dark batch is fine
 
 
 @pytest.mark.parametrize("draw", [
@@ -288,7 +353,7 @@ def test_splits(tmp_path):
     fixed, new, grey = (prepare_splits(data, b) for b in ("fixed", "stochastic", "none"))
     assert (fixed.train_binarisation, new.train_binarisation, grey.train_binarisation) == ("static", "stochastic", "none")
     assert (fixed.eval_binarisation, new.eval_binarisation, grey.eval_binarisation) == ("static", "static", "none")
-    assert torch.equal(fixed.test, new.test) and torch.equal(fixed.valid, new.valid) and gd.is_binary(new.test)
+    assert torch.equal(fixed.test, new.test) and torch.equal(fixed.valid, new.valid) and gd._is_binary(new.test)
     assert torch.equal(new.train, data.x_train) and torch.equal(grey.test, data.x_test)
 
 
@@ -346,6 +411,7 @@ GOOD = dict(x_train=pixels(20, 4, 4, 1), x_test=pixels(5, 4, 4, 1))
     (dict(x_train=pixels(1, 4, 4, 1)), "at least two"),
     (dict(x_train=pixels(20, 1, 4, 4), x_test=pixels(5, 1, 4, 4)), "4 channels"),
     (dict(x_train=pixels(20, 0, 4, 1), x_test=pixels(5, 0, 4, 1)), "without pixels"),
+    (dict(x_train=pixels(20, 4, 4, 1) % 2, x_test=pixels(5, 4, 4, 1) % 2), "run to 1, not to 255: multiply the images by 255"),
     (dict(y_train=np.arange(19)), r"y_train of .* is int64 \[19\]: labels must be 20 integers"),
     (dict(y_test=np.zeros(5)), "y_test of .* is float64"),
     (dict(y_valid=np.arange(5)), "y_valid of .*"),

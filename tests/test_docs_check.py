@@ -6,8 +6,9 @@ import json
 import pytest
 
 import docs_check
+import make_boxes
 import make_readme
-import notebooks_check
+import make_site
 import sync_check
 
 IDS = map(str, itertools.count())
@@ -46,8 +47,80 @@ def test_faulty_cell(tmp_path, cell, words):
     faults = docs_check.check_page(page(tmp_path, notebook(TITLE, cell)))
     assert len(faults) == 1 and words in faults[0]
 
-@pytest.mark.parametrize("cell", [code("\n\n".join(["x = 1"] * 40)), code("#| export\ndef f():\n    import math"), markdown("```\n:::\n```")])
+PICTURE = dict(output_type="display_data", metadata={}, data={"image/png": "AA==", "text/plain": "<Figure>"})
+def shown(kind, text): return dict(output_type="display_data", metadata={}, data={kind: text})
+
+@pytest.mark.parametrize("cell, words", [
+    (code("class A:\n" + "    x = 1\n" * 80), "81 lines"),
+    (code("class A:\n" + "    x = 1\n" * 40 + "y = 1"), "42 lines"),
+    (code("#| export\nx = 1" + " " * 106 + "# one"), "a line of 116 characters"),
+    (code("#| export\ndef f(): return 1"), "exports f without a docstring"),
+    (code("#| exports\nclass F(Exception):\n    pass"), "exports F without a docstring"),
+    (code("#| exports\nX = 1"), "needs a cell behind it"),
+    (code('#| export\ndef f():\n    "The bound (@eq-elbo)."'), "raw reference @eq-elbo"),
+    (code("#| export\nx = 1 # see @fig-one"), "raw reference @fig-one"),
+    (code("plot()", PICTURE), "shows 1 figures with 0"),
+    (code("#| fig-cap: A caption of the figure\nplot()", PICTURE), "shows 1 figures with 0"),
+    (code("#| fig-alt: two words\nplot()", PICTURE), "shows 1 figures with 0"),
+    (code("#| fig-alt: three words here\nplot()", PICTURE, PICTURE), "shows 2 figures with 1"),
+    (markdown("![](a.png)"), "without alt text"),
+    (markdown('<img src="a.png">'), "without alt text"),
+    (code("1", shown("text/html", '<img alt="" src="data:x">')), "without alt text"),
+    (code("1", shown("text/html", "<table><td>NaN</td></table>")), "shows a table with"),
+    (code("1", shown("text/markdown", "| a | nan | 1 |")), "shows a table with"),
+    (code("1", shown("text/html", "<td>None</td>")), "shows a table with"),
+    (markdown('<script src="https://cdn.x/a.js"></script>'), "remote host"),
+    (markdown("![a badge](https://img.x/b.svg)"), "remote host"),
+    (code("1", shown("text/html", "<link rel=stylesheet href=//x.y/a.css>")), "remote host"),
+    (code("1", shown("application/javascript", "alert()")), "scripts of a remote host"),
+])
+def test_faulty_page_of_the_site(tmp_path, cell, words):
+    faults = docs_check.check_page(page(tmp_path, notebook(TITLE, cell)))
+    assert len(faults) == 1 and words in faults[0]
+
+@pytest.mark.parametrize("cell", [
+    code("\n\n".join(["x = 1"] * 40)), code("#| export\ndef f():\n    'It.'\n    import math"), markdown("```\n:::\n```"),
+    code("class A:\n" + "    x = 1\n" * 79), code("#| export\nx = 1" + " " * 99 + "# one"), code("x = 1" + " " * 200 + "# not exported"),
+    code("#| export\ndef _f(): return 1"), code("#| hide\ndef f(): return 1"), code("def f(): return 1"),
+    code('#| export\ndef f():\n    "The bound (equation: elbo), user@eq-a.org."'), code("#| fig-alt: three words here\nplot()", PICTURE),
+    code("#| fig-alt:\n#|   - one two three\n#|   - four five six\nplot()", PICTURE, PICTURE), markdown("![what it shows](a.png)"),
+    markdown('![](a.png){fig-alt="what it shows"}'), code("1", shown("text/html", '<td>nano</td><img alt="a" src="data:x">')),
+    markdown("[a paper](https://arxiv.org/abs/1) and `<script src=https://x>`"), code("1", shown("text/markdown", "| none of them | 1 |"))])
 def test_allowed_cell(tmp_path, cell): assert docs_check.check_page(page(tmp_path, notebook(TITLE, cell))) == []
+
+@pytest.mark.parametrize("words, ok", [
+    ("Likelihoods on static mnist, budget cpu", False), ("Static MNIST: likelihoods", True), ("Gaps on mnist", False), ("static_mnist", False)])
+def test_title_of_results(tmp_path, words, ok):
+    faults = docs_check.check_page(page(tmp_path, notebook(markdown(f"# {words}"))), is_result=True)
+    assert [("made of keys" in f) for f in faults] == [True] * (not ok)
+
+def test_titles_differ(tmp_path):
+    page(tmp_path, GOOD), page(tmp_path, GOOD, "20_other.ipynb"), page(tmp_path, notebook(markdown("# Its own")), "30_own.ipynb")
+    faults = docs_check.check_titles(tmp_path / "nbs", ["10_page.ipynb", "20_other.ipynb", "30_own.ipynb"])
+    assert len(faults) == 1 and "10_page.ipynb, 20_other.ipynb: all are called 'A page'" in faults[0]
+
+@pytest.mark.parametrize("change, words", [
+    ({}, None), ({"html-math-method": "mathjax"}, "MathJax"), ({"theme": "cosmo"}, "theme cosmo may load fonts"),
+    ({"theme": {"light": "default", "dark": ["default", "gone.scss"]}}, "gone.scss does not exist"), ({"css": "far.css"}, "loads from a remote host"),
+    ({"include-in-header": {"text": '<script src="https://x.y/a.js">'}}, "is remote"), ({"theme": {"light": "default", "dark": ["default", "near.scss"]}}, None)])
+def test_config(tmp_path, change, words):
+    (tmp_path / "far.css").write_text("@import url('https://fonts.x/a');")
+    (tmp_path / "near.scss").write_text("$a: 1; /* from https://x.y */")
+    site = config()
+    site["format"]["html"] |= change
+    faults = docs_check.check_config(site, tmp_path)
+    assert (faults == []) if words is None else (len(faults) == 1 and words in faults[0])
+
+def show_doc(*names): return code("show_doc(x)", shown("text/markdown", "\n\n".join(f"### {n}\n\n*What it says.*" for n in names)))
+
+@pytest.mark.parametrize("cells, words", [
+    ((show_doc("Gap", "gap"),), "Gap and gap share the anchor #gap"), ((markdown("## Gap"), show_doc("gap")), "share the anchor #gap"),
+    ((show_doc("gap", "Gaps"),), None), ((markdown("## Twice"), markdown("## Twice")), None),
+    ((code("1", shown("text/html", "<table>")),), "an HTML output"),
+    ((code("show_doc(A)", shown("text/markdown", "```python\ndef A(\n    *args, **kwargs\n):\n```")),), "which says nothing")])
+def test_processed_page(tmp_path, cells, words):
+    faults = docs_check.check_processed(page(tmp_path, notebook(TITLE, *cells)))
+    assert (faults == []) if words is None else (len(faults) == 1 and words in faults[0])
 
 @pytest.mark.parametrize("first, words", [("text", "not `# Title`"), ("# A page\n\n> What it says.\n\nMore.", "drops this line")])
 def test_title(tmp_path, first, words): assert words in docs_check.check_page(page(tmp_path, notebook(markdown(first))))[0]
@@ -64,30 +137,78 @@ def test_label_of_a_figure(tmp_path):
 
 @pytest.mark.parametrize("cells, words", [
     ((SKIP, TITLE, code("x = 1")), "0 cells are tagged"), ((TITLE, PARAMETERS), "skip_exec"),
-    ((SKIP, TITLE, PARAMETERS, code("#| export\nx = 1")), "exporting"), ((SKIP, TITLE, PARAMETERS, code("#| default_exp run")), "exporting")])
+    ((SKIP, TITLE, PARAMETERS, code("#| export\nx = 1")), "exporting"), ((SKIP, TITLE, PARAMETERS, code("#| default_exp study.run")), "exporting")])
 def test_template(tmp_path, cells, words):
     good, bad = page(tmp_path, notebook(SKIP, TITLE, PARAMETERS), "gap.ipynb"), page(tmp_path, notebook(*cells), "reproduce.ipynb")
     assert docs_check.check_page(good, is_template=True) == []
     assert words in " ".join(docs_check.check_page(bad, is_template=True))
 
-def config(*contents, render=()): return dict(project=dict(render=list(render)), website=dict(sidebar=dict(contents=list(contents))))
+def config(*contents, render=(), resources=()):
+    html = {"html-math-method": "mathml", "theme": "default"}
+    return dict(project=dict(render=list(render), resources=list(resources)), format=dict(html=html), website=dict(sidebar=dict(contents=list(contents))))
 
 def test_sidebar(tmp_path):
     page(tmp_path, GOOD)
+    page(tmp_path, GOOD, "30_lost.ipynb")
+    check = lambda *args: docs_check.check_sidebar(tmp_path / "nbs", *args)
     nested = config("10_page.ipynb", dict(section="More", contents=[dict(text="There", href="20_there.ipynb")]))
-    assert "20_there.ipynb, which does not exist" in docs_check.check_sidebar(tmp_path / "nbs", nested, ["10_page.ipynb"])[0]
-    lost = docs_check.check_sidebar(tmp_path / "nbs", config("10_page.ipynb"), ["10_page.ipynb", "30_lost.ipynb"])
+    assert ["20_there.ipynb, which does not exist" in f for f in check(nested, ["10_page.ipynb"])] == [True]
+    assert "10_page.ipynb 2 times" in check(config("10_page.ipynb", "10_page.ipynb"), ["10_page.ipynb"])[0]
+    lost = check(config("10_page.ipynb"), ["10_page.ipynb", "30_lost.ipynb"])
     assert len(lost) == 1 and "30_lost.ipynb: not in the sidebar" in lost[0]
-    assert docs_check.check_sidebar(tmp_path / "nbs", config("10_page.ipynb", render=["!30_lost.ipynb"]), ["10_page.ipynb", "30_lost.ipynb"]) == []
+    without = config("10_page.ipynb", render=["*.ipynb", "!/30_lost.ipynb"])
+    assert check(without, ["10_page.ipynb", "30_lost.ipynb"]) == []
+    both = check(config("10_page.ipynb", "30_lost.ipynb", render=["*.ipynb", "!/30_lost.ipynb"]), ["10_page.ipynb", "30_lost.ipynb"])
+    assert len(both) == 1 and "does not render 30_lost.ipynb, which the sidebar names" in both[0]
+
+PAGES = ["gap.ipynb", "index.ipynb", "results/gap.ipynb", "studies/deep/er.ipynb"]
+
+@pytest.mark.parametrize("render, shown", [
+    ([], PAGES), (["*.ipynb"], PAGES), (["*.ipynb", "!gap.ipynb"], ["index.ipynb", "studies/deep/er.ipynb"]),
+    (["*.ipynb", "!/gap.ipynb"], PAGES[1:]), (["/*.ipynb"], PAGES[:2]), (["gap.ipynb"], PAGES[:1]), (["results/"], ["results/gap.ipynb"]),
+    (["results/*.ipynb"], ["results/gap.ipynb"]), (["*.ipynb", "!studies"], PAGES[:3]), (["*.ipynb", "!/studies/"], PAGES[:3]),
+    (["**/*.ipynb", "!./gap.ipynb"], PAGES[1:]), (["deep/*.ipynb"], ["studies/deep/er.ipynb"]), (["results/g?p.ipynb"], ["results/gap.ipynb"])])
+def test_render_as_quarto_does(render, shown):
+    "Quarto 1.7: a pattern without a leading slash means any folder; a plain name among those to include means itself."
+    assert docs_check.rendered(config(render=render), [*PAGES, "_draft.ipynb", "_old/gap.ipynb"]) == shown
+
+def test_a_pattern_that_leaves_out_too_much(tmp_path):
+    for name in PAGES[:3]: page(tmp_path, GOOD, name)
+    page(tmp_path, notebook(markdown("[gaps](results/gap.ipynb)")), "index.ipynb")
+    nbs, contents = tmp_path / "nbs", ("index.ipynb", "results/gap.ipynb")
+    for pattern, faults in (("!gap.ipynb", 1), ("!/gap.ipynb", 0)):
+        c = config(*contents, render=["*.ipynb", pattern])
+        assert len([f for f in docs_check.check_sidebar(nbs, c, PAGES[:3]) if "does not render results/gap.ipynb" in f]) == faults
+        dead = docs_check.check_links(nbs, nbs / "index.ipynb", c, PAGES[:3])
+        assert [("dead on the site" in f) for f in dead] == [True] * faults
+    wide = docs_check.check_sidebar(nbs, config("index.ipynb", render=["*.ipynb", "!gap.ipynb"]), PAGES[:3])
+    assert len(wide) == 2 and all("not rendered, although no" in f for f in wide)
 
 def test_names():
     assert docs_check.check_names(["10_data.ipynb", "results/data.ipynb"]) == []
     assert "all become reproduce.html" in docs_check.check_names(["85_reproduce.ipynb", "reproduce.ipynb"])[0]
 
-@pytest.mark.parametrize("target, ok", [("/data.html#load", True), ("../10_data.ipynb", False), ("data.html", True), ("/gone.html", False), ("https://a.b/c.html", True)])
-def test_links(tmp_path, target, ok):
-    path = page(tmp_path, notebook(markdown(f"a [`link`]({target})")))
-    assert bool(docs_check.check_links(tmp_path / "nbs", path, ["10_data.ipynb", "10_page.ipynb"])) != ok
+@pytest.mark.parametrize("target, ok", [
+    ("/data.html#load", True), ("../10_data.ipynb", False), ("data.html", True), ("/gone.html", False), ("https://a.b/c.html", True),
+    ("results/a.csv", True), ("results/b.json", False), ("results/gone.csv", False), ("../README.md", False), ("./10_data.ipynb", True),
+    ("/notebooks/10_data.ipynb", True), ("#here", True)])
+@pytest.mark.parametrize("form", ["a [`link`]({})", 'a <a href="{}">link</a>'])
+def test_links(tmp_path, target, ok, form):
+    path, files = page(tmp_path, notebook(markdown(form.format(target)))), ["results/a.csv", "results/b.json", "10_data.ipynb"]
+    site = config(resources=["/results/*.csv"])
+    assert bool(docs_check.check_links(tmp_path / "nbs", path, site, ["10_data.ipynb", "10_page.ipynb"], files)) != ok
+
+def test_links_of_an_output(tmp_path):
+    path = page(tmp_path, notebook(code("1", shown("text/markdown", "[x](gone.ipynb)"), shown("text/html", '<a href="lost.ipynb">x</a>'))))
+    assert len(docs_check.check_links(tmp_path / "nbs", path, config(), ["10_page.ipynb"])) == 2
+
+def test_anchors(tmp_path):
+    words = notebook(TITLE, markdown("## Effective sample size (ESS)\n\n<a id=\"kingma\"></a> $$a$$ {#eq-a}\n\n### 2. `log_w` of [it](x)"))
+    places = docs_check.anchors(words)
+    assert {"effective-sample-size-ess", "kingma", "eq-a", "log_w-of-it"} <= places
+    path = page(tmp_path, notebook(markdown("[a](glossary.ipynb#kingma) [b](glossary.ipynb#gone) [c](#lost)")))
+    faults = docs_check.check_anchors(tmp_path / "nbs", path, {"glossary.ipynb": places, "10_page.ipynb": set()})
+    assert len(faults) == 2 and "#gone" in faults[0] and "#lost" in faults[1]
 
 @pytest.mark.parametrize("text", ["in /" + "root/x", "(/" + "home/me)", "{folder}/notes", "from /tmp/ipy" + "kernel_1/2.py"])
 def test_paths(tmp_path, text):
@@ -126,16 +247,108 @@ def test_state_sees_a_change(tmp_path):
     path.write_text(path.read_text() + " ")
     assert before.keys() == sync_check.state(tmp_path).keys() and before != sync_check.state(tmp_path)
 
-def test_slow_notebooks():
-    seconds = notebooks_check.times("- Completed x.ipynb\nSuccess.\n10_data.ipynb: 21 secs\n20_networks.ipynb: 20 secs\n")
-    assert notebooks_check.faults(seconds, 100) == ["10_data.ipynb took 21 s, more than 20"]
-    assert len(notebooks_check.faults({}, 241)) == 1
-
 def test_readme(tmp_path):
-    picture = dict(output_type="display_data", metadata={}, data={"image/png": "AA==", "text/plain": "<Figure>"})
+    "A reader of plain text gets links from the top of the tree, one text form of each output, and the picture as an image."
     table = dict(output_type="display_data", metadata={}, data={"text/html": "<b>", "text/markdown": "| a |"})
-    nb = notebook(TITLE, markdown("[data](10_data.ipynb), [there](https://a.b), [use](#use)"), code("#| hide\nsecret()"), code("#| eval: false\nrun()", picture, table))
+    drawn = '#| echo: false\n#| fig-alt: "What it shows"\n#| fig-cap: "A caption."\ndraw()'
+    nb = notebook(TITLE, markdown("[data](10_data.ipynb), [there](https://a.b), [use](#use)"), code("#| hide\nsecret()"), code(drawn, PICTURE), code("#| eval: false\nrun()", table))
     text = make_readme.readme(page(tmp_path, copy.deepcopy(nb), "index.ipynb"))
     assert text.startswith("# A page\n\n> What it says.\n") and text.endswith("| a |\n")
     assert "[data](nbs/10_data.ipynb), [there](https://a.b), [use](#use)" in text
-    assert "```python\nrun()\n```" in text and not any(word in text for word in ("secret", "Figure", "<b>", "png", "#|"))
+    assert f"![What it shows](nbs/{make_readme.PICTURE.name})\n\n*A caption.*" in text
+    assert "```python\nrun()\n```" in text and not any(word in text for word in ("secret", "draw()", "Figure", "<b>", "#|"))
+
+TUPLE = """#| exports
+class Pair(NamedTuple):
+    "Two numbers."
+    a: int      # the first, in nats
+    b: int = 2
+"""
+def documentation(name): return f"### {name}\n\n```python\ndef {name}(\n    *args, **kwargs\n):\n```\n\n*Two numbers.*"
+
+def test_finished_page():
+    "Exported source is folded, tables load no script, a NamedTuple shows its fields, results show no code, every page can be downloaded."
+    front = dict(cell_type="raw", id="f", metadata={}, source="---\ntitle: A page\n---\n")
+    folds = '#| code-fold: show\n#| code-summary: "Exported source"\nx = 1'
+    nb = notebook(front, code(folds), code("#| code-fold: show\nx = 1"), code("show_doc(Pair)", shown("text/markdown", documentation("Pair"))),
+                  code("show_doc(Other)", shown("text/markdown", documentation("Other"))), code("t", shown("text/html", ["<style scoped>a</style>", "<table>"])))
+    done = make_site.finish(nb, notebook(code(TUPLE)), "results/page.ipynb")
+    text = [make_site.source(c) for c in done["cells"]]
+    assert text[0] == "---\nexecute:\n  echo: false\ntitle: A page\n---\n" and text[1] == folds.replace("show", "true") and "fold: show" in text[2]
+    made = [c["outputs"][0]["data"] for c in done["cells"] if c.get("outputs")]
+    assert "class Pair(\n    a: int, # the first, in nats\n    b: int = 2,\n)\n" in made[0]["text/markdown"] and "class Other\n" in made[1]["text/markdown"]
+    assert made[2] == {"text/markdown": "```{=html}\n<table>\n```"}
+    assert "(/notebooks/results/page.ipynb)" in text[-1]
+    other = make_site.finish(notebook(dict(front, source="---\ntitle: A page\n---\n")), notebook(), "page.ipynb")
+    assert "echo" not in make_site.source(other["cells"][0])
+
+def test_host_of_the_site():
+    text = 'website:\n  title: "a"\n  site-url: ""\n'
+    assert make_site.with_host(text, None) == text
+    assert 'site-url: "https://a.b/c"' in make_site.with_host(text, "https://a.b/c/")
+
+def test_site_without_quarto(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="quarto.org") as stop: make_site.main()
+    assert "\n" not in str(stop.value)
+
+def test_site_with_quarto(monkeypatch, tmp_path):
+    "Quarto runs where nbdev wrote, and what it makes lands beside the notebooks."
+    proc, tool = tmp_path / "_proc", tmp_path / "bin/quarto"
+    for folder in (proc, tool.parent, tmp_path / "_docs"): folder.mkdir()
+    (tmp_path / "_docs/old.html").write_text("old")
+    tool.write_text("#!/bin/sh\nmkdir _docs && echo $@ > _docs/index.html")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(make_site, "ROOT", tmp_path)
+    monkeypatch.setattr(make_site, "process", lambda: proc)
+    make_site.main()
+    assert [p.name for p in (tmp_path / "_docs").iterdir()] == ["index.html"] and "render" in (tmp_path / "_docs/index.html").read_text()
+
+class Method:
+    def __init__(self, page, family="sa"): self.page, self.family = page, family
+
+BOX = '::: {.callout-note title="At a glance"}\nIdea of sa-1.\n:::'
+METHODS = {"vae": Method("30_vae.ipynb"), "sa-1": Method("50_sa.ipynb"), "sa-4": Method("50_sa.ipynb")}
+def make_box(method): return f'::: {{.callout-note title="At a glance"}}\nIdea of {method}.\n:::\n'
+
+def test_box_of_a_family():
+    "The method named as its family stands for it, else the one that the result page shows, else the first."
+    path = make_site.Path("50_sa.ipynb")
+    assert make_boxes.stands_for(path, METHODS, ()) == "sa-1" and make_boxes.stands_for(path, METHODS, ("vae", "sa-4")) == "sa-4"
+    assert make_boxes.stands_for(path, {**METHODS, "sa": Method("50_sa.ipynb")}, ("sa-4",)) == "sa"
+    assert make_boxes.stands_for(make_site.Path("51_gone.ipynb"), METHODS, ()) is None
+
+def test_boxes(tmp_path):
+    path = page(tmp_path, notebook(TITLE, markdown("Text."), code("1")), "50_sa.ipynb")
+    page(tmp_path, notebook(TITLE), "51_other.ipynb"), page(tmp_path, notebook(TITLE), "30_vae.ipynb")
+    faults = lambda: make_boxes.faults(tmp_path, METHODS, make_box)
+    assert len(faults()) == 1 and "50_sa.ipynb: no box" in faults()[0]
+    make_boxes.write(tmp_path, METHODS, make_box)
+    assert [c["source"] for c in json.loads(path.read_text())["cells"]][1:3] in (["".join(BOX), "Text."], [BOX.splitlines(True), ["Text."]])
+    assert faults() == [] and "51_other" not in str(faults())
+    before = path.read_text()
+    make_boxes.write(tmp_path, METHODS, make_box)
+    assert path.read_text() == before
+    path.write_text(before.replace("Idea of sa-1", "Another number"))
+    assert len(faults()) == 1 and "not what the rows say" in faults()[0]
+    make_boxes.write(tmp_path, METHODS, make_box)
+    assert path.read_text() == before
+
+def test_workflows():
+    "GitHub runs the targets that a person runs, and nothing names a registry or a machine."
+    root = make_site.ROOT
+    for name, target in (("test", "make test"), ("deploy", "make site")):
+        text = (root / f".github/workflows/{name}.yml").read_text()
+        jobs = docs_check.yaml.safe_load(text)["jobs"].values()
+        assert [s["run"] for job in jobs for s in job["steps"] if "run" in s] == [target]
+        assert not docs_check.re.search(r"https?://|pypi|--index|/(?:home|root)\b", text)
+        assert docs_check.re.search(rf"^{target.split()[1]}:", (root / "Makefile").read_text(), docs_check.re.M), target
+
+def test_index_of_names(tmp_path):
+    "The kept table is compared with what its page makes now."
+    cells = [code("from IPython.display import Markdown"), code("#| echo: false\nMarkdown('| a | b |')", shown("text/markdown", "| a | b |"))]
+    page(tmp_path, notebook(TITLE, *cells), "api.ipynb")
+    assert docs_check.check_api(tmp_path) == []
+    page(tmp_path, notebook(TITLE, cells[0], code("Markdown('| a | c |')", *cells[1]["outputs"])), "api.ipynb")
+    assert ["execute the page" in f for f in docs_check.check_api(tmp_path)] == [True]

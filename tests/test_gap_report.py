@@ -1,22 +1,24 @@
 "The report of the gaps: what is measured is kept, the verdict follows the numbers either way, and the page says what its files say."
-from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from gpvae import ais as annealing, gap_runs
+from gpvae import ais as annealing
 from gpvae.ais import AISConfig, ais
-from gpvae.baselines.svi import Climb
 from gpvae.checks import InputError
-from gpvae.commands import gap_command
-from gpvae.gap_report import Report, decomposition, finished_runs, gap_paths, gap_report, generalisation_table, read_report, refined_elbo, refinement_curve, refinement_curves, rounded, verdict, verdict_text, width_table
-from gpvae.gap_runs import GapSettings, Chunk, measure_run, measure_split, read_kept
-from gpvae.run import BUDGETS, RunSpec, Settings, run
+from gpvae.optimum import Climb
+from gpvae.study import measure
+from gpvae.study.commands import gap_command
+from gpvae.study.gaps import _rounded, _finished_runs, gap_report
+from gpvae.study.measure import GapSettings, measure_run, measure_split
+from gpvae.study.run import run
+from gpvae.study.spec import BUDGETS, RunSpec, Settings
+from gpvae.study.verdict import (Report, _refined_elbo, _closing_text, decomposition, generalisation_table, margins_text, opening,
+                                 _ranking_text, read_report, _refinement_curve, refinement_curves, verdict, width_table)
 from toys import bernoulli_model, gp_encoder, seeded
 
-RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results"
 QUICK = GapSettings(AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start="posterior"), Climb(steps=25), samples=40, k=10, simulated=4, refine_steps=2, chunk=16)
 COUNTS = dict(test=12, train=4, valid=12)
 
@@ -31,42 +33,52 @@ def made_up(knows=1., gap=2., free=1., n=200):
             images |= {f"{spec}_{split}_{k}": v for k, v in dict(log_px=np.full(n, -90.), diagonal=np.full(n, -93.), full=np.full(n, -92.), elbo=-93 - amortization, ess=np.ones(n), diagonal_converged=np.ones(n, bool),
                 full_converged=np.arange(n) > 2, score_kl=free * amortization + rng.normal(size=n), score_entropy=rng.normal(size=n)).items()}
             if spec == "b": images[f"b_{split}_score_f"] = knows * amortization + 0.1 * rng.normal(size=n)
-    return Report(pd.DataFrame({"method": ["vae", "gpvae"], "spec": ["a", "b"], "sandwich": [.1, .2], "sandwich_error": [.01, .02]}).set_index("method"), images)
+    return Report(pd.DataFrame({"method": ["vae", "gpvae"], "spec": ["a", "b"], "sandwich": [.1, .2], "sandwich_error": [.01, .02], "device": "cpu", "test_seconds_full": [60., 120.]}).set_index("method"), images)
 
 judge = lambda report: verdict(report, "gpvae", draws=60)
 
 def test_the_verdict_falls_either_way():
     yes, no = judge(made_up()), judge(made_up(knows=0.01, gap=6.))
-    assert yes.ranks_better and not yes.ranks_worse and yes.closes_gap and yes.best == "f" and yes.difference[0] < 0
-    assert no.ranks_worse and not no.ranks_better and not no.closes_gap and no.best == "kl" and no.difference[1] > 0
-    assert "ranks the amortization gap better than every score that any VAE has.**" in verdict_text(yes) and "is smaller than that of `vae`:**" in verdict_text(yes)
-    assert "ranks the amortization gap worse than" in verdict_text(no) and "is larger than that of `vae`:**" in verdict_text(no)
+    assert yes.ranks_better and not yes.ranks_worse and yes.closes_gap and yes.choice.best == "f" and yes.difference[0] < 0
+    assert no.ranks_worse and not no.ranks_better and not no.closes_gap and no.choice.best == "kl" and no.difference[1] > 0
+    assert "`gpvae` ranks the amortization gap better than every score that any VAE has**" in _ranking_text(yes) and "is smaller than that of `vae`**" in _closing_text(yes)
+    assert "`gpvae` ranks the amortization gap worse than a score that any VAE has**" in _ranking_text(no) and "is larger than that of `vae`**" in _closing_text(no)
 
 def test_the_verdict_between():
     between = judge(made_up(knows=0., free=0., gap=4.))
-    assert not between.ranks_better and not between.closes_gap and "not told apart" in verdict_text(between)
+    assert not between.ranks_better and not between.closes_gap
+    assert "it is not shown that" in _ranking_text(between) and "does not clearly differ from" in _closing_text(between) and "may be zero: `kl`, `entropy`" in margins_text(between)
     alone = made_up()
-    assert "VAE was not measured" in verdict_text(judge(alone._replace(rows=alone.rows.drop("vae"))))
+    assert "VAE was not measured" in _closing_text(judge(alone._replace(rows=alone.rows.drop("vae"))))
     with pytest.raises(InputError, match="vae has no score of a process: the verdict is about gpvae"): verdict(alone, "vae")
 
 def test_a_free_score_may_be_used_with_its_sign_turned():
     "One that falls where the gap grows is no worse than one that rises."
     up, down = judge(made_up(knows=0.05, free=3.)), judge(made_up(knows=0.05, free=-3.))
-    assert not up.ranks_better and not down.ranks_better and down.rho["kl"][0] > 0.8 and up.free == down.free == "kl"
+    assert not up.ranks_better and not down.ranks_better and down.rho["kl"][0] > 0.8 and up.choice.free == down.choice.free == "kl"
+
+def test_three_sentences_open_the_page():
+    report = made_up()
+    text = opening(report, {"gpvae": judge(report)})
+    question, rest = text.split("? ")
+    answer, cost = rest.split(" nats per image, one seed)")
+    assert question.startswith("Does the uncertainty") and answer.startswith("Here **the uncertainty of `gpvae` ranks") and answer.count("[") == 3
+    assert cost.endswith(". Measuring one model took 1 to 2 minutes on cpu.")
+    assert "no measured method has a score of random functions" in opening(report._replace(rows=report.rows.drop("gpvae")), {})
 
 def test_refining_the_doubtful():
     rng = np.random.default_rng(0)
     before, gain = rng.normal(-100, 5, 50), rng.gamma(1., 2., 50)
-    by_gain = refinement_curve(before, before + gain, gain, 0.1, 1.1, extra=0.05)
+    by_gain = _refinement_curve(before, before + gain, gain, 0.1, 1.1, extra=0.05)
     for r, ms, elbo in by_gain.to_numpy():
         assert np.isclose(elbo, before.mean() + np.sort(gain)[::-1][:round(50 * r)].sum() / 50) and np.isclose(ms, 0.1 + r + 0.05 * (0 < r < 1))
-    assert (by_gain["elbo"] >= refinement_curve(before, before + gain, None, 0.1, 1.1)["elbo"] - 1e-9).all()
-    drawn = [refined_elbo(before, before + gain, rng.normal(size=50), 0.4) for _ in range(2000)]
-    assert abs(np.mean(drawn) - refined_elbo(before, before + gain, None, 0.4)) < 4 * np.std(drawn) / 2000**0.5
+    assert (by_gain["elbo"] >= _refinement_curve(before, before + gain, None, 0.1, 1.1)["elbo"] - 1e-9).all()
+    drawn = [_refined_elbo(before, before + gain, rng.normal(size=50), 0.4) for _ in range(2000)]
+    assert abs(np.mean(drawn) - _refined_elbo(before, before + gain, None, 0.4)) < 4 * np.std(drawn) / 2000**0.5
 
 def test_rounding():
     v = np.array([-97.123456, 1e-5, 0., np.nan])
-    np.testing.assert_allclose(rounded(v, 16), v, rtol=2**-16)
+    np.testing.assert_allclose(_rounded(v, 16), v, rtol=2**-16)
 
 # --- chunks ----------------------------------------------------------------------------------------------------------------------------------------
 
@@ -79,7 +91,7 @@ def toy():
 
 def test_a_stopped_measurement_goes_on_to_the_same_numbers(tmp_path, monkeypatch, short_pilot):
     model, x = toy(); (tmp_path / "whole").mkdir(); (tmp_path / "part").mkdir()
-    monkeypatch.setitem(gap_runs.PARTS, "train", (gap_runs.bound, gap_runs.annealed))
+    monkeypatch.setitem(measure._PARTS_OF, "train", ("bound", "annealed"))
     settings = GapSettings(QUICK.annealing, samples=20, chunk=4)
     whole = measure_split(tmp_path / "whole", model, "train", x, "static", settings)
     np.testing.assert_allclose(whole["log_px"], ais(model, x, settings.annealing).log_px.numpy(), rtol=1e-5)
@@ -91,7 +103,7 @@ def test_a_stopped_measurement_goes_on_to_the_same_numbers(tmp_path, monkeypatch
 
 def test_other_settings_are_refused(tmp_path, monkeypatch):
     model, x = toy()
-    monkeypatch.setitem(gap_runs.PARTS, "train", (gap_runs.bound,))
+    monkeypatch.setitem(measure._PARTS_OF, "train", ("bound",))
     measure_split(tmp_path, model, "train", x, "static", QUICK)
     with pytest.raises(InputError, match="settings, images or weights differ"): measure_split(tmp_path, model, "train", x, "static", GapSettings(samples=41))
     with pytest.raises(InputError, match="it must hold 1"): GapSettings(widths=(2.,))
@@ -113,9 +125,10 @@ def shown(tmp_path_factory):
 def test_a_second_call_measures_nothing(shown, monkeypatch):
     folder, _ = shown
     def no(*args): raise AssertionError("measured again")
-    for name in ("measure_chunk", "two_sided", "costs"): monkeypatch.setattr(gap_runs, name, no)
-    for spec, result in finished_runs("digits", "smoke", ["vae", "gpvae"], 0, folder / "runs"):
-        m = measure_run(result.folder, spec, COUNTS, QUICK, "cpu")
+    monkeypatch.setattr(measure, "_measure_chunk", no)
+    for name in measure._ONCE: monkeypatch.setitem(measure._ONCE, name, no)
+    for spec, result in _finished_runs("digits", "smoke", ["vae", "gpvae"], 0, folder / "runs"):
+        m = measure_run(result.folder, COUNTS, QUICK, "cpu")
         kept = read_report("digits", "smoke", folder).columns(spec.method, "test")
         np.testing.assert_allclose(m.splits["test"]["log_px"], kept["log_px"], rtol=2**-15)
 
@@ -124,7 +137,10 @@ def test_the_page_says_what_the_files_say(shown):
     nb, report = nbformat.read(page, as_version=4), read_report("digits", "smoke", folder)
     outputs = [o for c in nb.cells for o in c.get("outputs", [])]
     assert page.name == "gap.ipynb" and not [o for o in outputs if o.output_type in ("error", "stream")] and str(folder) not in nbformat.writes(nb)
-    assert outputs[0]["data"]["text/markdown"] == verdict_text(verdict(report, "gpvae"))
+    v = verdict(report, "gpvae")
+    assert outputs[0]["data"]["text/markdown"] == opening(report, {"gpvae": v})
+    assert all(c.source.startswith("#| echo: false") for c in nb.cells if c.cell_type == "code") and nb.cells[1].source.startswith("# Gaps on ")
+    assert all("#| fig-alt: " in c.source for c in nb.cells if any("image/png" in o.get("data", {}) for o in c.get("outputs", [])))
     text = " ".join(str(o.get("data", {})) for o in outputs)
     for table in (decomposition(report), generalisation_table(report), width_table(report)):
         for cell in table.astype(str).to_numpy().ravel(): assert cell in text
@@ -160,23 +176,6 @@ def test_wrong_input_is_one_line(shown, capsys, tmp_path):
     assert "did you mean 'gpvae'" in refused("--methods", "gpvea") and "did you mean 'cpu'" in refused("--budget", "cpuu")
     assert "test is 1:" in refused("--test", 1) and "start 'priors' is unknown" in refused("--start", "priors") and "refine_steps is 0" in refused("--refine_steps", 0)
     assert "settings, images or weights differ" in refused("--runs", folder / "runs", "--methods", "vae", "--device", "cpu")
+    assert "is no name of a file" in refused("--runs", folder / "runs", "--page", "../evil")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match="has no row of budget cpu: gpvae_gap --dataset digits --budget cpu"): read_report("digits", "cpu", folder)
-
-# --- committed ----------------------------------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("name", sorted(p.stem.removeprefix("gap_") for p in RESULTS.glob("gap_*.csv")))
-def test_committed_gaps_are_whole(name):
-    paths = gap_paths(name, RESULTS)
-    rows = pd.read_csv(paths["csv"])
-    assert rows["spec"].is_unique and paths["images"].stat().st_size < 1_000_000
-    for budget in rows["budget"].unique():
-        report = read_report(name, budget, RESULTS)
-        for m in report.methods:
-            g = report.gaps(m)
-            assert len(g.elbo) >= 2 and (g.total > -1).all() and (g.ess >= 1 - 1e-3).all() and abs(report.columns(m, "test")["iwae_1.0"].mean() - report.rows.loc[m, "iwae_1.0"]) < 0.01
-
-def test_the_committed_page_shows_what_its_files_say():
-    if not (RESULTS / "gap.ipynb").exists() or not gap_paths("static_mnist", RESULTS)["csv"].exists(): pytest.skip("the page of the gaps is not rendered yet")
-    text, report = (RESULTS / "gap.ipynb").read_text(), read_report("static_mnist", "cpu", RESULTS)
-    for cell in decomposition(report).astype(str).to_numpy().ravel(): assert cell in text
+    with pytest.raises(InputError, match="has no row of digits at budget cpu: gpvae_gap --dataset digits --budget cpu"): read_report("digits", "cpu", folder)

@@ -8,7 +8,7 @@ from gpvae.baselines.mixture import MixtureEncoder, component_heads, mixture, se
 from gpvae.checks import InputError
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, GaussianMixture
-from gpvae.run import RunSpec, build_model
+from gpvae.study.spec import RunSpec, build_model
 from gpvae.vae import VAE
 from toys import F64, Call, assert_zero, bernoulli_model, binary_images, perturb, seeded
 

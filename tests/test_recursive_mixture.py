@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.recursive_mixture import component_objective, RecursiveMixtureEncoder, constant, recursive_log_pi
+from gpvae.baselines.recursive_mixture import RecursiveMixtureEncoder, _held, _component_objective, recursive_log_pi
 from gpvae.checks import InputError
 from gpvae.likelihoods import Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, GaussianMixture, log_normal
-from gpvae.run import RunSpec, build_model
+from gpvae.study.spec import RunSpec, build_model
 from gpvae.train import TrainConfig, adam, train_step
 from gpvae.vae import VAE, AmortizedEncoder
 from toys import F64, bernoulli_model, binary_images, perturb, seeded
@@ -101,7 +101,7 @@ def test_constants_are_given_back():
     model = bernoulli_model(encoder())
     first, *rest = model.decoder.parameters()
     first.requires_grad_(False)
-    with pytest.raises(ZeroDivisionError), constant(model.decoder): 1 / 0
+    with pytest.raises(ZeroDivisionError), _held(model.decoder): 1 / 0
     steps = model.objectives(binary_images(6))
     next(steps); next(steps); steps.close()
     assert not first.requires_grad and all(p.requires_grad for p in (*rest, *model.encoder.parameters()))
@@ -125,7 +125,7 @@ class Step:
         e = self.model.encoder
         e.eta, e.C = eta, C
         torch.manual_seed(0)
-        return component_objective(e, self.model, self.x, self.q, self.Q, beta, self.S)[0]
+        return _component_objective(e, self.model, self.x, self.q, self.Q, beta, self.S)[0]
 
     def gradient(self, value): return torch.autograd.grad(value.sum(), self.q.mu)[0]
 

@@ -1,6 +1,5 @@
 "A run that is killed, at any time, continues and ends with the same bits."
 import dataclasses
-import json
 import multiprocessing
 import os
 import signal
@@ -11,14 +10,16 @@ import time
 import pytest
 import torch
 
-from gpvae.run import RunSpec, load_images, run, spec_hash
+from gpvae.files import read_json, read_tensors, write_tensors
+from gpvae.study.run import run, run_folder
+from gpvae.study.spec import RunSpec
 from gpvae.train import load_checkpoint
 
 KILLS = 10
-EPOCHS = 60
+EPOCHS = 24
 SETTINGS = (("epochs", EPOCHS), ("hidden", (50, 50)), ("k", 100), ("checkpoint_seconds", 0.1))
 SPEC = RunSpec(method="gpvae", z_dim=5, n_train=400, binarisation="stochastic", settings=SETTINGS) # everything that is random, and running moments
-COMMAND = [sys.executable, "-m", "gpvae.commands", "run", "--method", "gpvae", "--z_dim", "5", "--n_train", "400", "--binarisation", "stochastic",
+COMMAND = [sys.executable, "-m", "gpvae.study.commands", "run", "--method", "gpvae", "--z_dim", "5", "--n_train", "400", "--binarisation", "stochastic",
            "--device", "cpu", "--quiet", *(w for k, v in SETTINGS for w in ("--set", f"{k}={v}"))] # the same run
 NOT_OF_THE_RESULT = ("train_seconds", "epoch_seconds", "peak_mb", "commit")
 
@@ -28,16 +29,15 @@ def start(runs):
     process.start()
     return process
 
-def folder_of(runs):
-    spec, data = load_images(SPEC)
-    return runs / spec_hash(spec, data.checksum)
+def folder_of(runs): return run_folder(SPEC, runs)
 
 def result(folder):
     "All that must be the same bits: metrics, the numbers of each image, weights, history."
-    metrics = {k: v for k, v in json.loads((folder / "metrics.json").read_text()).items() if k not in NOT_OF_THE_RESULT}
+    metrics = {k: v for k, v in read_json(folder / "metrics.json").items() if k not in NOT_OF_THE_RESULT}
     tensors, progress = load_checkpoint(folder / "checkpoint.safetensors")
     history = [{k: v for k, v in h.items() if k != "seconds"} for h in progress["history"]]
-    return metrics, (folder / "per_image.safetensors").read_bytes(), history, {k: v.numpy().tobytes() for k, v in tensors.items()}
+    images, _ = read_tensors(folder / "per_image.safetensors")
+    return metrics, history, *({k: v.numpy().tobytes() for k, v in t.items()} for t in (images, tensors))
 
 def phase(folder):
     "How far a run has come, from what it has written."
@@ -101,21 +101,22 @@ def test_a_kill_while_a_file_is_written_is_harmless(whole, tmp_path, monkeypatch
     folder = folder_of(tmp_path)
     def stop(*args, **kwargs): raise KeyboardInterrupt
     with monkeypatch.context() as m: # stopped in the evaluation, so that the checkpoint is there
-        m.setattr("gpvae.run.evaluate", stop)
+        m.setattr("gpvae.study.run.evaluate", stop)
         with pytest.raises(KeyboardInterrupt): run(SPEC, tmp_path, "cpu", bar=False)
     part = (folder / "checkpoint.safetensors").read_bytes()[:5000]
-    for name in (".checkpoint.safetensors.4711", ".per_image.4711", ".metrics.json.4711", ".spec.json.4711", f".checkpoint.safetensors.{os.getpid()}"): (folder / name).write_bytes(part)
+    for pid in (4711, os.getpid()):
+        for name in ("checkpoint.safetensors", "per_image.safetensors", "metrics.json", "spec.json"): (folder / f".{pid}.{name}").write_bytes(part)
     run(SPEC, tmp_path, "cpu", bar=False)
     for part, other in zip(result(folder), whole[0], strict=True): assert part == other
+    assert not list(folder.glob(".[0-9]*")) # what a killed process left is cleared away
 
-def test_a_killed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    import gpvae.train as module
+def test_a_killed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.safetensors"
-    module.save_checkpoint(path, {"a": torch.ones(3)}, {"n": 1})
+    write_tensors(path, {"a": torch.ones(3)}, {"n": 1})
     def torn(tensors, target, metadata):
         target.write_bytes(b"half")
         raise KeyboardInterrupt
-    monkeypatch.setattr(module, "save_file", torn)
-    with pytest.raises(KeyboardInterrupt): module.save_checkpoint(path, {"a": torch.zeros(3)}, {"n": 2})
+    monkeypatch.setattr("gpvae.files.save_file", torn)
+    with pytest.raises(KeyboardInterrupt): write_tensors(path, {"a": torch.zeros(3)}, {"n": 2})
     tensors, progress = load_checkpoint(path)
-    assert progress == {"n": 1} and torch.equal(tensors["a"], torch.ones(3))
+    assert progress == {"n": 1} and torch.equal(tensors["a"], torch.ones(3)) and [p.name for p in tmp_path.iterdir()] == [path.name]

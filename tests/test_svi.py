@@ -2,14 +2,14 @@
 import pytest
 import torch
 
-from gpvae.baselines.semi_amortized import antithetic, bound_at
-from gpvae.baselines.svi import SVI, Climb, Search, adam, ascended, best_gaussian, climb, gaussian, gradient, parameters, prior_of, start_of, whitened
+from gpvae.baselines.svi import SVI
+from gpvae.optimum import _ascend, _climb, _gradient, _whitened, Climb, Search, ascended, best_gaussian, gaussian, parameters, prior_of, start_of
 from gpvae.checks import InputError
 from gpvae.gp_encoder import GPEncoder
 from gpvae.iwae import evaluate
 from gpvae.networks import mlp_trunk
-from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
-from gpvae.run import RunSpec, build_model
+from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, antithetic
+from gpvae.study.spec import RunSpec, build_model
 from gpvae.train import TrainConfig, train, validation_bound
 from gpvae.vae import VAE, AmortizedEncoder, LogJoint
 from toys import F64, Z, Call, LinearGaussian, assert_positive, bernoulli_model, binary_images, gp_encoder, perturb, seeded
@@ -55,9 +55,9 @@ def test_a_step_ascends(family):
     x = lg.images(4)
     p, log_joint, lr = parameters(lg.rough(x), family), LogJoint(lg.model(lg.rough), x), torch.full((4,), 1e-3, dtype=F64)
     eps = antithetic(500, 1, p[0], seeded())
-    after = climb(log_joint, p, lr, [eps])
-    for a, b, g in zip(after, p, gradient(log_joint, p, eps)): close(a - b, 1e-3 * g.sign() * (g.abs() > 1e-9), 1e-6) # the first step of Adam
-    assert (bound_at(log_joint, gaussian(after), eps, gaussian(after)) > bound_at(log_joint, gaussian(p), eps, gaussian(p))).all()
+    after = _climb(log_joint, p, lr, [eps])
+    for a, b, g in zip(after, p, _gradient(log_joint, p, eps)): close(a - b, 1e-3 * g.sign() * (g.abs() > 1e-9), 1e-6) # the first step of Adam
+    assert (log_joint.bound(gaussian(after), eps, gaussian(after)) > log_joint.bound(gaussian(p), eps, gaussian(p))).all()
 
 def test_adam_is_torchs():
     "Five steps with two step sizes, against the optimiser of torch, image by image."
@@ -66,7 +66,7 @@ def test_adam_is_torchs():
     optimizer = torch.optim.Adam([{"params": [t], "lr": r.item()} for t, r in zip(theirs, lr)], betas=(0.9, 0.99), maximize=True)
     m = v = torch.zeros_like(p)
     for t, g in enumerate(grads, 1):
-        p, m, v = adam(p, g, m, v, lr, t)
+        p, m, v = _ascend(p, g, m, v, lr, t)
         for a, b in zip(theirs, g): a.grad = b.clone()
         optimizer.step()
     close(p, torch.stack([t.detach() for t in theirs]), 1e-6)
@@ -108,7 +108,7 @@ def test_no_neighbour_of_the_best_is_better():
     model, x = toy()
     p, _ = ascended(LogJoint(model, x), parameters(prior_of(x, Z), "diagonal"), Climb(inner_samples=16))
     eps = antithetic(4000, 1, p[0], seeded(3))
-    bound = lambda p: bound_at(LogJoint(model, x), gaussian(p), eps).detach()
+    bound = lambda p: LogJoint(model, x).bound(gaussian(p), eps).detach()
     for j in range(Z):
         for sign in (-1, 1):
             e = 0.3 * sign * torch.eye(Z, dtype=F64)[j]
@@ -136,7 +136,7 @@ def test_the_best_is_kept():
     model, x = toy()
     q, eps = model.posterior(x), antithetic(4000, 1, torch.zeros(1, Z, dtype=F64), seeded(3))
     p, _ = ascended(LogJoint(model, x), parameters(q, "diagonal"), Climb(step_size=30., steps=100, cuts=2))
-    assert (bound_at(LogJoint(model, x), gaussian(p), eps) > bound_at(LogJoint(model, x), q, eps) - 0.02).all()
+    assert (LogJoint(model, x).bound(gaussian(p), eps) > LogJoint(model, x).bound(q, eps) - 0.02).all()
 
 def test_a_look_is_exact_on_a_linear_model():
     "Whitened noise integrates what is quadratic: the look is the bound in closed form."
@@ -145,7 +145,7 @@ def test_a_look_is_exact_on_a_linear_model():
     q = lg.rough(x)
     search = Search(LogJoint(lg.model(lg.rough), x), parameters(q, "diagonal"), Climb(look_samples=8))
     close(search.bound, lg.log_px(x) - lg.gap(x, q))
-    eps = whitened(antithetic(10, 1, torch.zeros(1, 4, dtype=F64), seeded()))
+    eps = _whitened(antithetic(10, 1, torch.zeros(1, 4, dtype=F64), seeded()))
     close(eps.sum(0), torch.zeros(1, 4, dtype=F64)); close(torch.einsum("sbi,sbj->ij", eps, eps) / 10, torch.eye(4, dtype=F64))
 
 def test_nan_stays_in_its_image():
@@ -197,9 +197,12 @@ def test_its_posterior_is_the_best_of_the_family(family, kind):
     close(q.mu, best.q.mu)
 
 def test_parts_of_the_start_show_through():
-    plain, random = SVI(AmortizedEncoder(mlp_trunk((1, 4, 4), (4,)), 4, Z)), SVI(gp_encoder())
-    assert not hasattr(plain, "uncertainty") and hasattr(random, "uncertainty") and random.trunk is random.start.trunk and random.validation is random.start
-    close(random.weight_kl_per_image(9), random.start.weight_kl_per_image(9))
+    plain, random = SVI(AmortizedEncoder(mlp_trunk((1, 4, 4), (4,)), 4, Z)).double(), SVI(gp_encoder())
+    x = binary_images(3)
+    assert not plain.random and plain.uncertainty(x) is None and random.random and random.validation is random.start
+    assert all(torch.equal(a, b) for a, b in zip(random.uncertainty(x), random.start.uncertainty(x)))
+    assert torch.equal(random.phi(x), random.start.trunk(x))
+    close(random.weight_kl(), random.start.weight_kl())
 
 # --- input --------------------------------------------------------------------------------------------------------------------------------
 

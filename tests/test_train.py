@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from gpvae.data import to_float
-from gpvae.gp_encoder import draw
 from gpvae.iwae import evaluate
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
@@ -87,7 +86,7 @@ def spy(monkeypatch):
     import gpvae.train as module
     original, calls = module.train_step, []
     def step(model, optimizer, x, beta, n_train, config):
-        calls.append(dict(x=x.clone(), beta=beta, n_train=n_train, lr=optimizer.param_groups[0]["lr"], training=model.training, noise=getattr(model.encoder, "noise_scale", None)))
+        calls.append(dict(x=x.clone(), beta=beta, n_train=n_train, lr=optimizer.param_groups[0]["lr"], training=model.training, noise=model.encoder.noise_scale))
         return original(model, optimizer, x, beta, n_train, config)
     monkeypatch.setattr(module, "train_step", step)
     return calls
@@ -109,7 +108,7 @@ def test_the_loop_warms_the_randomness_up(monkeypatch, noise_warmup, expected):
 def test_randomness_is_scaled():
     "Scale 0 is the mean; the scale multiplies the standard deviation of f and g."
     r = gp_encoder().functions(binary_images(3))
-    none, half, whole = (draw(r, seeded(), scale) for scale in (0., 0.5, 1.))
+    none, half, whole = (r.draw(seeded(), scale) for scale in (0., 0.5, 1.))
     torch.testing.assert_close(none.mu, r.f_mean); torch.testing.assert_close(none.log_sigma, r.g_mean)
     torch.testing.assert_close(2 * (half.mu - none.mu), whole.mu - none.mu); torch.testing.assert_close(2 * (half.log_sigma - none.log_sigma), whole.log_sigma - none.log_sigma)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.vlae import Gram, LaplaceEncoder, covariance_factor, laplace, layers_of, linearise, newton_step, precision
+from gpvae.baselines.vlae import _Gram, LaplaceEncoder, covariance_factor, _layers_of, laplace, linearise, newton_step, precision
 from gpvae.checks import InputError
 from gpvae.iwae import estimate_batch
 from gpvae.likelihoods import LIKELIHOODS
@@ -29,7 +29,7 @@ def model_of(likelihood="bernoulli", seed=0, **options):
 def local_of(model, n=4, seed=1):
     "Points, the images there, and the decoder around them."
     mu = torch.randn(n, Z, generator=seeded(seed), dtype=F64)
-    return mu, LogJoint(model, binary_images(n)), layers_of(model.decoder)
+    return mu, LogJoint(model, binary_images(n)), _layers_of(model.decoder)
 
 def each(log_joint, mu, function):
     "A derivative of log p(x, z) in z, image by image, by autograd."
@@ -76,10 +76,10 @@ def test_precision_is_the_curvature_of_the_joint(likelihood):
 
 def test_gram_states_its_derivative():
     J, c = torch.randn(4, Z, 5, generator=seeded(), dtype=F64, requires_grad=True), torch.rand(4, 5, generator=seeded(1), dtype=F64, requires_grad=True)
-    close(Gram.apply(J, c), torch.einsum("bid,bd,bjd->bij", J, c, J))
+    close(_Gram.apply(J, c), torch.einsum("bid,bd,bjd->bij", J, c, J))
     weight = torch.randn(4, Z, Z, generator=seeded(2), dtype=F64)
     plain = torch.autograd.grad((torch.einsum("bid,bd,bjd->bij", J, c, J) * weight).sum(), (J, c))
-    for a, b in zip(torch.autograd.grad((Gram.apply(J, c) * weight).sum(), (J, c)), plain): close(a, b)
+    for a, b in zip(torch.autograd.grad((_Gram.apply(J, c) * weight).sum(), (J, c)), plain): close(a, b)
 
 # --- the solve -------------------------------------------------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ def test_refinement_raises_the_bound():
     model, x = model_of(), binary_images(200)
     start = model.encoder.b(model.encoder.trunk(x))
     with torch.no_grad():
-        before = laplace(LogJoint(model, x), layers_of(model.decoder), start)
+        before = laplace(LogJoint(model, x), _layers_of(model.decoder), start)
         bounds = [model.terms_of(q, x, 100, seeded()).elbo() for q in (before, model.posterior(x))]
     assert_positive(bounds[1] - bounds[0], 5)
 

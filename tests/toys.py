@@ -8,8 +8,8 @@ from torch import nn
 from gpvae.gp_encoder import GPEncoder
 from gpvae.likelihoods import Bernoulli, Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk
-from gpvae.posteriors import DiagonalGaussian
-from gpvae.vae import VAE
+from gpvae.posteriors import DiagonalGaussian, Posterior
+from gpvae.vae import VAE, Encoder
 
 F64 = torch.float64
 SHAPE = (1, 3, 2)  # of the images of the linear-Gaussian model: six pixels
@@ -36,19 +36,23 @@ def assert_positive(samples, errors=3.):
     mean, se = samples.mean(), samples.std() / len(samples) ** 0.5
     assert mean > errors * se, f"mean {mean:.6f} is not above zero by {errors} x {se:.6f}"
 
-class Call(nn.Module):
+class Call(Encoder):
     "An encoder from a function of the images."
-    def __init__(self, function): super().__init__(); self.function = function
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
     def forward(self, x, log_joint=None): return self.function(x)
 
 @dataclass(frozen=True)
-class FullGaussian:
+class FullGaussian(Posterior):
     "A posterior with a full covariance, written without the package."
     mu: torch.Tensor    # [B, Z]
     tril: torch.Tensor  # [Z, Z]
 
     @property
     def mean(self): return self.mu
+    def inflate(self, factor): return FullGaussian(self.mu, factor**0.5 * self.tril)
     def distribution(self): return torch.distributions.MultivariateNormal(self.mu, scale_tril=self.tril)
     def log_prob(self, z): return self.distribution().log_prob(z)
     def rsample_and_log_prob(self, S=1, generator=None):
@@ -90,11 +94,19 @@ class LinearGaussian:
         return torch.distributions.kl_divergence(q, self.exact(x).distribution())
     def model(self, posterior): return VAE(Call(posterior), self.decoder, self.likelihood).double()
 
-def gp_encoder(h_dim=4, z_dim=Z, shape=(1, 4, 4), scale=0.5, seed=0, **options):
+def gp_encoder(h_dim=4, z_dim=Z, shape=(1, 4, 4), scale=0.5, seed=0, init_scale=0.5, **options):
     "A GP encoder in float64 with every parameter moved from its start."
     torch.manual_seed(seed)
-    options = dict(features="layernorm", init_scale=0.5) | options
-    return perturb(GPEncoder(mlp_trunk(shape, (8, h_dim)), h_dim, z_dim, **options).double(), scale, seed)
+    options = dict(features="layernorm") | options
+    encoder = GPEncoder(mlp_trunk(shape, (8, h_dim)), h_dim, z_dim, **options).double()
+    for layer in (encoder.W, encoder.U): widen(layer, init_scale)
+    return perturb(encoder, scale, seed)
+
+def widen(layer, scale):
+    "Give a random layer's weights this posterior standard deviation."
+    for name, p in layer.cov.named_parameters():
+        if name in ("log_scale", "log_diag"): p.data.fill_(math.log(scale))
+    return layer
 
 def bernoulli_model(encoder, z_dim=Z, shape=(1, 4, 4), seed=0):
     "A model of binary pixels around an encoder, with a decoder that matters."

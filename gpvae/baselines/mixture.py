@@ -12,14 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from ..checks import require
 from ..posteriors import DiagonalGaussian, GaussianMixture, log_normal
-from ..vae import AmortizedEncoder
+from ..vae import AmortizedEncoder, Encoder
 
 # %% ../../nbs/53_mixture.ipynb #1db58044
 def separation(q: GaussianMixture,
                S: int = 100,                          # samples of every component
-               generator: torch.Generator|None = None
-              ) -> Float[Tensor, "B"]:                # nats, between 0 and log K up to the error of sampling
-    "What mixing adds to the bound, Σ_k π_k KL(q_k ‖ q̄): 0 for equal components, log K for equal shares far apart (@eq-gain)."
+               generator: torch.Generator|None = None # of their noise
+              ) -> Float[Tensor, "B"]:                # nats, from 0 to log K but for sampling error
+    "What mixing adds to the bound: 0 for equal components, log K for equal shares far apart."
     z, log_qz_x, weight = q.stratified(S, generator)
     mu, log_sigma = (t.repeat_interleave(S, 0) for t in (q.mu, q.log_sigma))
     return (weight * (log_normal(z, mu, log_sigma) - log_qz_x)).sum(0)
@@ -30,13 +30,15 @@ def component_heads(n_components: int,    # K
                     z_dim: int,           # latent dimensions Z
                     spread: float = 0.1   # 0: all start as the first; 1: independently
                    ) -> nn.ModuleList:    # K encoders from features to a diagonal Gaussian
-    "Heads of K Gaussians on given features, started `spread` apart (@eq-spread)."
+    "Heads of K Gaussians on given features, started `spread` apart."
     require(n_components >= 1, f"n_components is {n_components}: a mixture needs at least one component")
-    require(0 <= spread <= 1, f"spread is {spread}: choose from 0 (components start equal) to 1 (independent)")
+    require(0 <= spread <= 1,
+            f"spread is {spread}: choose from 0 (components start equal) to 1 (independent)")
     heads = nn.ModuleList(AmortizedEncoder(nn.Identity(), h_dim, z_dim) for _ in range(n_components))
     with torch.no_grad():
         for head in heads[1:]:
-            for p, first in zip(head.parameters(), heads[0].parameters()): p.lerp_(first, 1 - spread)
+            for p, first in zip(head.parameters(), heads[0].parameters()):
+                p.lerp_(first, 1 - spread)
     return heads
 
 # %% ../../nbs/53_mixture.ipynb #87040f9c
@@ -44,11 +46,12 @@ def mixture(components: Sequence[DiagonalGaussian], # K Gaussians of the same im
             log_pi: Float[Tensor, "K B"]            # their log weights, normalised over K
            ) -> GaussianMixture:
     "The mixture of some Gaussians."
-    return GaussianMixture(torch.stack([q.mu for q in components]), torch.stack([q.log_sigma for q in components]), log_pi)
+    mu, log_sigma = (torch.stack(t) for t in zip(*((q.mu, q.log_sigma) for q in components)))
+    return GaussianMixture(mu, log_sigma, log_pi)
 
 # %% ../../nbs/53_mixture.ipynb #ca49c3b7
-class MixtureEncoder(nn.Module):
-    "q(z|x) = Σ_k π_k(x) N(b_k(x), diag(exp c_k(x))²) on one trunk (@eq-me)."
+class MixtureEncoder(Encoder):
+    "q(z|x) = Σ_k π_k(x) N(b_k(x), diag(exp c_k(x))²) on one trunk."
     def __init__(self, trunk: nn.Module,        # x -> φ(x), [B, H]
                  h_dim: int,                    # features H
                  z_dim: int,                    # latent dimensions Z

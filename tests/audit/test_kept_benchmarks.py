@@ -1,0 +1,28 @@
+"The committed benchmark and the committed annealing are whole, of one shape, and what their page reads."
+import numpy as np
+import pytest
+
+from gpvae.files import read_json
+from gpvae.study.benchmarks import _TARGETS, _annealing_report, report, _targets_table
+from gpvae.study.store import checkout
+
+@pytest.fixture(scope="module")
+def kept(): return read_json(checkout() / "nbs" / "results" / "benchmarks.json")
+
+def test_there_are_two_parts(kept): assert set(kept) == {"benchmark", "annealing"}
+
+def test_every_contender_was_timed_in_every_round(kept):
+    b = kept["benchmark"]
+    times = [t for group in b["groups"].values() for t in group.values()]
+    assert set(b["groups"]) == {t.group for t in _TARGETS} and {len(t) for t in times} == {b["rounds"]} and min(map(min, times)) > 0
+
+def test_every_target_is_judged(kept):
+    assert set(_targets_table(kept["benchmark"])["met"]) <= {"yes", "no", "undecided"} and b"torch" in report(kept["benchmark"]).encode()
+
+def test_a_profile_adds_up_to_one(kept):
+    for rows in kept["benchmark"]["profiles"].values(): assert abs(sum(r["share"] for r in rows) - 1) < 0.01
+
+def test_the_annealing_has_a_number_for_every_image(kept):
+    a = kept["annealing"]
+    for key in ("log_px", "ess", "gap_log_px"): assert np.isfinite(a[key]).all() and len(a[key]) == a["images"]
+    assert 0 < a["products"] < 1 and "matrix products" in _annealing_report(a)

@@ -1,0 +1,76 @@
+"Tables: differences are paired, unlike rows are refused, a seed counts once, and a box says what the rows say."
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpvae.checks import InputError
+from gpvae.files import write_json
+from gpvae.statistics import bootstrap_interval, seed_interval
+from gpvae.study.spec import METHODS
+from gpvae.study.store import Store
+from gpvae.study.tables import difference_table, likelihood_table, line_table, markdown_table, method_box, paired
+from test_store import made_up
+
+def rows_of(*runs): return pd.DataFrame([r.metrics | dict(active_units=2, ess=9., train_seconds=1., valid_elbo=r.metrics["elbo"], best_epoch=3) for r in runs])
+
+def shifted(shift=(0.5, 1.5, 2.5), n=500):
+    "Rows and images of two methods, the second better by `shift` in its seeds."
+    base = np.random.default_rng(0).normal(-90, 20, (3, n))
+    images = {f"{m}{s}_{name}": base[s] + d for m, shifts in (("vae", (0, 0, 0)), ("gpvae", shift)) for s, d in enumerate(shifts) for name in ("iwae", "elbo")}
+    return rows_of(*(made_up(m, s) for m in ("vae", "gpvae") for s in range(3))), images
+
+def test_differences_are_paired_by_seed_and_image():
+    rows, images = shifted()
+    d = paired(rows, images, "gpvae")
+    assert d.shape == (3, 500) and np.allclose(d, np.array([[.5], [1.5], [2.5]]))
+    low, high = seed_interval(d)
+    assert low < 1 and high > 2 and np.allclose(bootstrap_interval(d), 1.5, atol=1e-3)
+    assert likelihood_table(rows, images).loc["gpvae", "IWAE − vae [images]"].startswith("+1.50")
+
+def test_only_seeds_that_both_have_are_paired():
+    rows, images = shifted()
+    assert paired(rows[rows["spec"] != "gpvae1"], images, "gpvae").mean(1).tolist() == pytest.approx([.5, 2.5])
+    with pytest.raises(InputError, match="no seed has both gpvae and vae"): paired(rows[rows["method"] == "vae"], images, "gpvae")
+
+def test_missing_images_are_named():
+    rows, images = shifted()
+    with pytest.raises(InputError, match="gpvae2_iwae"): likelihood_table(rows, {k: v for k, v in images.items() if k != "gpvae2_iwae"})
+
+@pytest.mark.parametrize("column, value", [("dataset", "other"), ("checksum", "def"), ("likelihood", "gaussian"), ("binarisation", "none"), ("z_dim", 3), ("n_train", 5), ("budget", "smoke"), ("settings", "lr=0.1")])
+def test_a_table_never_averages_unlike_rows(column, value):
+    rows, images = shifted()
+    with pytest.raises(InputError, match=f"{column} .* cannot share a table"): likelihood_table(pd.concat([rows, rows[:1].assign(**{column: value})]), images)
+
+def test_two_rows_of_one_seed_are_one_seed():
+    rows, images = shifted()
+    table = likelihood_table(pd.concat([rows, rows[:1]]), images)
+    assert table["seeds"].tolist() == [3, 3]
+
+def test_lines_come_in_the_order_asked_for_and_untimed_runs_have_no_times():
+    rows, images = shifted()
+    table = likelihood_table(rows, images, ["gpvae", "nothing", "vae"])
+    assert list(table.index) == ["gpvae", "vae"] and (table["training step, ms"] == "").all()
+
+def test_the_best_line_is_first_and_its_rows_are_alike():
+    rows = rows_of(made_up(level=-90), made_up(seed=1, level=-92), made_up(level=-80, settings="lr=0.1")).assign(line=["plain", "plain", "fast"])
+    table = line_table(rows)
+    assert list(table.index) == ["fast", "plain"] and table.loc["plain", "test ELBO"] == "-92.00 ± 1.41"
+    with pytest.raises(InputError, match="settings"): line_table(rows.assign(line="one"))
+
+def test_a_curve_has_a_line_where_two_seeds_are_paired():
+    rows, images = shifted()
+    both = pd.concat([rows, rows[rows["seed"] == 0].assign(n_train=5)])
+    table = difference_table(both, images, "gpvae", "vae", "elbo")
+    assert list(table.index) == [10_000] and table["mean"].tolist() == pytest.approx([1.5]) and table["seeds"].tolist() == [3]
+
+def test_markdown():
+    assert markdown_table(pd.DataFrame({"a": [1, 2]}, index=pd.Index(["x", "y"], name="n"))).splitlines() == ["| n | a |", "| --- | --- |", "| x | 1 |", "| y | 2 |"]
+
+def test_a_box_says_what_the_rows_say(tmp_path):
+    store = Store(tmp_path)
+    store.keep([made_up(m, s, level, dataset="static_mnist", z_dim=20) for m, level in (("vae", -97), ("sa-4", -95)) for s in range(2)])
+    write_json(tmp_path / "benchmarks.json", {"benchmark": {"groups": {"posterior": {"vae": [1., 2.], "sa-4": [15., 30.]}}}})
+    box = method_box("sa-4", store)
+    for text in (METHODS["sa-4"].idea, "15.0 × the VAE", "10,000", "2 seeds", "IWAE-100 -95.00 ± 0.00", "The VAE has ELBO -98.00"): assert text in box
+    assert box.startswith('::: {.callout-note title="At a glance"}\n') and box.endswith("\n:::")
+    assert "Not on static MNIST yet" in method_box("hf-4", store) and "Cost" not in method_box("hf-4", store) and "The VAE has" not in method_box("vae", store)
