@@ -12,6 +12,7 @@ import http.client
 import json
 import operator
 import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -32,7 +33,7 @@ from torch import Tensor
 
 # %% ../nbs/10_data.ipynb #2e7018a4
 from .checks import InputError, choose, require
-from .files import read_json, write_json
+from .files import locked, read_json, write_json
 
 # %% ../nbs/10_data.ipynb #8cd013b3
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ def data_root(root: str|Path|None=None # a folder, or None for the default
              ) -> Path: # where sets and prepared copies are kept
     "The folder of the image sets: `root`, else the variable `GPVAE_DATA`, else the user's cache."
     root = root or os.environ.get("GPVAE_DATA") or Path(platformdirs.user_cache_dir("gpvae")) / "data"
+    named = isinstance(root, (str, Path)) and "\0" not in str(root)
+    require(named, f"the data root {root!r} is no folder: set GPVAE_DATA or `root` to one")
     return Path(root).expanduser().absolute()
 
 # %% ../nbs/10_data.ipynb #d8d7a813
@@ -201,6 +204,8 @@ def _find(name: str|Path, # of the table, of an .npz in the root, or the path of
           root: Path      # the data root
          ) -> _Origin:    # name, file and row
     "Decide where the set `name` comes from, without reading it."
+    named = isinstance(name, (str, Path)) and "\0" not in str(name) and len(Path(name).name) < 250
+    require(named, f"data set {str(name)[:40]!r} is no name: pass a name of the table or the path of an .npz")
     path = Path(name).expanduser()
     if path.suffix == ".npz":
         advice = "there is no such file, pass the path of an .npz with x_train and x_test"
@@ -405,11 +410,14 @@ def _prepare(origin: _Origin, # which set
     "Make the prepared copy `folder`, whole or not at all."
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as work:
-            new = Path(work) / "set"
-            new.mkdir()
-            _write_prepared(origin, root, new)
-            if not folder.exists(): _publish(new, folder)
+        with locked(root, wait=-1): # until it is free
+            for left in folder.parent.glob(".*"): shutil.rmtree(left) # by a killed process
+            if folder.exists(): return
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as work:
+                new = Path(work) / "set"
+                new.mkdir()
+                _write_prepared(origin, root, new)
+                _publish(new, folder)
     except OSError as e:
         fault = f"{folder.parent} cannot be written ({e.strerror or e})"
         raise InputError(f"{fault}: set GPVAE_DATA or `root` to a folder that can, with room in it") from e
@@ -508,6 +516,7 @@ def to_float(x: Tensor,                             # [B, C, H, W], uint8 0…25
              generator: torch.Generator|None=None   # for stochastic, on the device of x
             ) -> Float[Tensor, "B C H W"]:          # pixels, 0…1
     "What the model sees of a batch."
+    require(isinstance(x, Tensor), f"pixels are a {type(x).__name__}: pass a tensor [N, C, H, W]")
     choose("binarisation of a batch", binarisation, ("static", "stochastic", "none", "floats"))
     if binarisation == "floats": return _unit_floats(x)
     kind, advice = str(x.dtype).removeprefix("torch."), "floats between 0 and 1 with binarisation='floats'"
@@ -532,6 +541,8 @@ def check_pixels(x: Tensor,        # [N, C, H, W], all images of a split
                  binarisation: str # static, stochastic, none or floats
                 ) -> None:
     "Raise `InputError` unless `to_float` can make images of these pixels, and for uint8 that run to 1."
+    require(isinstance(x, Tensor), f"images are a {type(x).__name__}: pass a tensor [N, C, H, W]")
+    require(x.ndim == 4, f"images have shape {list(x.shape)}: pass [N, C, H, W], grey ones with C = 1")
     to_float(x[:1], binarisation, torch.Generator(x.device).manual_seed(0))
     if x.dtype == torch.uint8 and len(x):
         require(int(x.max()) != 1, "pixels run to 1, not to 255: multiply the images by 255")
@@ -591,9 +602,9 @@ def prepare_splits(data: ImageSet,                 # the set
     return Splits(**x, train_binarisation=train, eval_binarisation=evaluation)
 
 # %% ../nbs/10_data.ipynb #3fb55f22
-def gather(x: UInt8[Tensor, "N C H W"],           # a resident split
+def gather(x: Tensor,                             # [N, C, H, W], a resident split
            index: Int[Tensor, "B"],               # which images, on the device of x
-           binarisation: str,                     # static, stochastic or none
+           binarisation: str,                     # static, stochastic, none or floats
            generator: torch.Generator|None=None   # for stochastic, on the device of x
           ) -> Float[Tensor, "B C H W"]:          # pixels, 0…1
     "A batch: gather the images, then make them what the model sees."

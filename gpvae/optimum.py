@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
-from .checks import choose, require
-from .data import to_float
-from .iwae import default_rows, log_weights
+from .checks import check_kinds, choose, require
+from .data import check_pixels, to_float
 from .posteriors import DiagonalGaussian, FullGaussian, Posterior, antithetic
-from .vae import VAE, LogJoint, evaluating
+from .vae import VAE, LogJoint, default_rows, evaluating, log_weights
 
 # %% ../nbs/34_optimum.ipynb #5226ca2f
 Parameters = list[Tensor] # mean and log σ [B, Z], and T below the diagonal [B, Z, Z] of a full Gaussian
@@ -107,6 +106,10 @@ class Climb:
 
     def __post_init__(self):
         choose("family", self.family, ("diagonal", "full"))
+        counts = ("steps", "inner_samples", "every", "look_samples", "cuts", "seed")
+        check_kinds(int, **{name: getattr(self, name) for name in counts})
+        check_kinds(float, step_size=self.step_size, tolerance=self.tolerance)
+        require(self.tolerance >= 0, f"tolerance is {self.tolerance}: it must be at least 0")
         for name in ("steps", "step_size", "inner_samples", "every", "look_samples", "cuts"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be positive")
 
@@ -181,7 +184,7 @@ def best_gaussian(model: VAE,
     return BestGaussian(gaussian(p), log_w.mean(0), log_w.std(0) / samples**0.5, converged)
 
 # %% ../nbs/34_optimum.ipynb #3b4f6993
-def best_gaussians(model: VAE, x: UInt8[Tensor, "N C H W"],
+def best_gaussians(model: VAE, x: Tensor,          # [N, C, H, W], as `evaluate` takes them
                    how: Climb = Climb(),
                    binarisation: str = "static",   # "static", or "none" for grey and colour images
                    samples: int = 500,             # fresh samples for the bound
@@ -189,7 +192,10 @@ def best_gaussians(model: VAE, x: UInt8[Tensor, "N C H W"],
                    progress: Callable|None = None  # called with the number of images done
                   ) -> BestGaussian:               # of all images
     "The best Gaussian of every image, from the method's own posterior."
+    check_pixels(x, binarisation)
     require(len(x) > 0, "no images to search for: the split is empty")
+    check_kinds(int, samples=samples, batch_size=batch_size)
+    require(min(samples, batch_size) >= 1, f"samples is {samples}, batch_size {batch_size}: both must be at least 1")
     generator, parts = torch.Generator(x.device).manual_seed(seed), []
     with evaluating(model, gradients=True):
         for part in x.split(batch_size):

@@ -12,11 +12,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 from .checks import require
-from .data import gather, to_float
+from .data import check_pixels, gather, to_float
 from .files import read_tensors, write_tensors
 from .vae import VAE, evaluating, flushed_denormals
 
@@ -103,8 +103,8 @@ def active_units(means: Float[Tensor, "N Z"]) -> int:
 
 # %% ../nbs/60_train.ipynb #50863c5a
 def validation_bound(model: VAE,
-                     x: UInt8[Tensor, "N C H W"],  # images, already binary where they must be
-                     binarisation: str,            # "static" or "none"
+                     x: Tensor,                    # [N, C, H, W], already binary where they must be
+                     binarisation: str,            # "static", "none" or "floats"
                      batch_size: int = 500, seed: int = 0
                     ) -> dict[str, float]:         # elbo and kl in nats per image, active units
     "Mean bound over images in evaluation mode, under fixed noise."
@@ -208,7 +208,7 @@ class Trainer:
         self.seconds = progress["seconds"]
 
 # %% ../nbs/60_train.ipynb #fba3c337
-def _run_epoch(trainer: Trainer, x: UInt8[Tensor, "N C H W"], binarisation: str, bar: tqdm
+def _run_epoch(trainer: Trainer, x: Tensor, binarisation: str, bar: tqdm
              ) -> Float[Tensor, "4"]: # mean terms
     "One pass over the training images, in an order and with noise that depend on seed and epoch only."
     model, config, epoch, n = trainer.model, trainer.config, len(trainer.history), len(x)
@@ -233,9 +233,9 @@ def _run_epoch(trainer: Trainer, x: UInt8[Tensor, "N C H W"], binarisation: str,
 
 # %% ../nbs/60_train.ipynb #eedda428
 def train(model: VAE,                            # moved to its device already
-          x_train: UInt8[Tensor, "N C H W"],     # on the model's device
-          x_valid: UInt8[Tensor, "M C H W"],     # on the model's device
-          binarisation: str,                     # of the training images; "stochastic" draws anew each step
+          x_train: Tensor,                       # [N, C, H, W], uint8, on the model's device
+          x_valid: Tensor,                       # [M, C, H, W], likewise
+          binarisation: str,                     # static, stochastic (drawn anew each step), none or floats
           config: TrainConfig,
           path: Path|None = None,                # checkpoint to write, and to resume from
           key: str = "",                         # identity of the run
@@ -244,7 +244,11 @@ def train(model: VAE,                            # moved to its device already
           position: int = 0                      # its line on the terminal
          ) -> Trainer:                           # the model holds the weights of the best epoch
     "Train to the end or to the end of patience, resuming where a killed run stopped."
-    device, valid_binarisation = x_train.device, "none" if binarisation == "none" else "static"
+    device = x_train.device
+    valid_binarisation = binarisation if binarisation in ("none", "floats") else "static"
+    for x, how, split in ((x_train, binarisation, "training"), (x_valid, valid_binarisation, "validation")):
+        require(len(x) > 0, f"there are no {split} images")
+        check_pixels(x, how)
     trainer = Trainer(model, config, path, key)
     trainer.resume(str(device))
     N, done = len(x_train), len(trainer.history)

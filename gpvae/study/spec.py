@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex, get_args, get_origin
 import torch
+from ..baselines.full import FullEncoder
 from ..baselines.householder import HouseholderEncoder
 from ..baselines.iaf import IAFEncoder
 from ..baselines.mixture import MixtureEncoder
@@ -60,6 +61,9 @@ _AMORTIZED = {
     "vlae": Method(LaplaceEncoder, {}, "Laplace (VLAE)",
                    "Solves with the linearised decoder give the mean, its curvature the full covariance.",
                    "vlae", "56_vlae.ipynb"),
+    "full": Method(FullEncoder, {}, "Full covariance",
+                   "The network gives the Cholesky factor of a full covariance too.",
+                   "full", "57_full.ipynb"),
     "svi": Method(svi, {}, "Stochastic VI per image",
                   "At test time the Gaussian of each image is optimised until its bound stops rising.",
                   "svi", "55_svi.ipynb"),
@@ -182,6 +186,11 @@ class RunSpec:
     settings: tuple[tuple[str, object], ...] = () # changes to the budget, and options of the method
 
     def __post_init__(self):
+        pairs = isinstance(self.settings, tuple) and all(
+            isinstance(pair, tuple) and len(pair) == 2 for pair in self.settings)
+        require(pairs, f"settings is {self.settings!r}: pass a tuple of pairs (key, value)")
+        words = isinstance(self.dataset, str)
+        require(words, f"dataset is {self.dataset!r}: pass a name, or the path of an .npz in words")
         for name in ("z_dim", "seed", "n_train"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
         object.__setattr__(self, "settings", tuple((k, _plain(v)) for k, v in self.settings))
@@ -304,7 +313,7 @@ def _pixels(spec: RunSpec, data: ImageSet) -> tuple[str, str]:
     "Likelihood and binarisation: those of the specification, else the data set's."
     likelihood = spec.likelihood or data.choice.likelihood
     default = data.choice.binarisation if likelihood == "bernoulli" else "none"
-    binarisation = spec.binarisation or default
+    binarisation = default if spec.binarisation is None else spec.binarisation
     check_binarisation(data, binarisation)
     binary = likelihood != "bernoulli" or binarisation != "none"
     require(binary, "a bernoulli likelihood needs binary pixels: "
