@@ -21,7 +21,7 @@ READY := $(VENV)/.ready
 UNPACK := ../shared/data/unpack.py
 PARTS := sync notebooks pytest audit smoke docs-check wheel
 
-.PHONY: help setup data data-mnist reproduce gap test $(PARTS) mutants readme site lab clean
+.PHONY: help setup data data-mnist reproduce gap test $(PARTS) mutants faults readme site lab clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -80,6 +80,9 @@ audit: setup ## the committed results: checksums, rows, pages that show what the
 
 mutants: setup ## every mistake of tests/mutants, each noticed by its test: make mutants WORDS="gp_encoder"
 	@PYTHONPATH=tests python -m mutants $(WORDS)
+
+faults: setup ## damaged files, killed processes and wrong inputs, all of them; takes about a quarter of an hour
+	@for what in damage inputs kills; do PYTHONPATH=tests python -W ignore -m faults $$what; done
 
 smoke: setup ## the result page of the embedded images, rendered into a temporary folder
 	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \

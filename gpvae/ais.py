@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from .checks import choose, require
+from .checks import check_kinds, choose, require
 from .data import check_pixels, to_float
 from .files import read_tensors, tensor_digest, write_tensors
 from .iwae import default_rows, ess, iwae
@@ -66,6 +66,10 @@ class AISConfig:
     seed: int = 0                # of all noise
 
     def __post_init__(self):
+        counts = ("temperatures", "chains", "leapfrog_steps", "seed")
+        check_kinds(int, **{name: getattr(self, name) for name in counts})
+        check_kinds(float, acceptance=self.acceptance)
+        require(self.seed >= 0, f"seed is {self.seed}: use an integer from 0 on")
         one = {"temperatures": "temperature", "chains": "chain", "leapfrog_steps": "leapfrog step"}
         for name, what in one.items():
             n = getattr(self, name)
@@ -407,8 +411,10 @@ def ais(model: VAE,
         q0: Posterior|None = None          # Gaussian of all images to start from; None: by config.start
        ) -> LogLikelihood:
     "log p(x) of every image by annealed importance sampling."
-    require(len(x) > 0, "no images to evaluate: the split is empty")
     check_pixels(x, binarisation)
+    require(len(x) > 0, "no images to evaluate: the split is empty")
+    if rows is not None: check_kinds(int, rows=rows)
+    for i in () if index is None else index: check_kinds(int, index=i)
     if index is None: index = range(len(x))
     B = max(1, (rows or default_rows(x.device)) // config.chains)
     require(len(index) == len(x), f"index has {len(index)} numbers for {len(x)} images: pass one per image")

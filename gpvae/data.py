@@ -411,7 +411,8 @@ def _prepare(origin: _Origin, # which set
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(root, wait=-1): # until it is free
-            for left in folder.parent.glob(".*"): shutil.rmtree(left) # by a killed process
+            for left in folder.parent.glob(".*"):
+                shutil.rmtree(left) # by a killed process
             if folder.exists(): return
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as work:
                 new = Path(work) / "set"

@@ -169,7 +169,7 @@ def commit() -> str:
 def pick_device(device: str|None # "cpu", "cuda", "cuda:1"; None: a GPU if there is one
                ) -> torch.device:
     "The named device."
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
     choose("device", name.partition(":")[0], ("cpu", "cuda"))
     try: device = torch.device(name)
     except RuntimeError as e:

@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor
 from .ais import AISConfig, ais
-from .checks import choose, require
+from .checks import check_kinds, choose, require
 from .data import check_pixels, to_float
 from .iwae import evaluate
 from .optimum import Climb, best_gaussians
@@ -86,8 +86,10 @@ def measure_gaps(model: VAE,
                  progress = None                  # called with a part and how many images it has done
                 ) -> Gaps:
     "The method's own bound, the best Gaussian bounds and log p(x) of every image."
-    require(len(x) > 0, "no images to measure: the split is empty")
     check_pixels(x, binarisation)
+    require(len(x) > 0, "no images to measure: the split is empty")
+    check_kinds(int, samples=samples, first=first, batch_size=batch_size)
+    require(first >= 0, f"first is {first}: images are numbered from 0 on")
     for part in parts: choose("part", part, PARTS)
     tell = {part: progress and partial(progress, part) for part in parts}
     found, q0 = {}, None

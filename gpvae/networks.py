@@ -19,6 +19,7 @@ from .checks import require
 def _mlp(sizes: Sequence[int] # layer widths, input first, e.g. (784, 500, 500)
         ) -> nn.Sequential:   # Linear, ReLU, …, ends in ReLU
     "Fully connected ReLU layers; the last width is followed by its ReLU too."
+    require(len(sizes) > 1, "a network without hidden layers: name at least one width")
     require(all(n > 0 for n in sizes), f"layer widths must be positive, got {tuple(sizes)}")
     layers = [layer for n, m in zip(sizes, sizes[1:]) for layer in (nn.Linear(n, m), nn.ReLU())]
     return nn.Sequential(*layers)

@@ -195,7 +195,8 @@ def best_gaussians(model: VAE, x: Tensor,          # [N, C, H, W], as `evaluate`
     check_pixels(x, binarisation)
     require(len(x) > 0, "no images to search for: the split is empty")
     check_kinds(int, samples=samples, batch_size=batch_size)
-    require(min(samples, batch_size) >= 1, f"samples is {samples}, batch_size {batch_size}: both must be at least 1")
+    for name, n in (("samples", samples), ("batch_size", batch_size)):
+        require(n >= 1, f"{name} is {n}: it must be at least 1")
     generator, parts = torch.Generator(x.device).manual_seed(seed), []
     with evaluating(model, gradients=True):
         for part in x.split(batch_size):

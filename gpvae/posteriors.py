@@ -9,10 +9,12 @@ __all__ = ['Posterior', 'log_normal', 'gaussian_kl', 'randn', 'antithetic', 'Dia
 # %% ../nbs/28_posteriors.ipynb #660be319
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from .checks import InputError, require
 
 # %% ../nbs/28_posteriors.ipynb #6eca37f3
 class Posterior(ABC):
@@ -83,11 +85,37 @@ def antithetic(S: int,                           # samples
     return torch.cat([half, -half])[:S]
 
 # %% ../nbs/28_posteriors.ipynb #30b7b05e
+def _check_parts(q: Posterior, # with a mean mu
+                 dims: int,    # of mu
+                 **shapes: Callable # part -> its shape, from the sizes of mu
+                ) -> None:
+    "Raise `InputError` unless the parts are tensors of floats whose shapes fit."
+    sizes = tuple(q.mu.shape) if isinstance(q.mu, Tensor) and q.mu.is_floating_point() else ()
+    if len(sizes) != dims:
+        raise InputError(f"mu of a {type(q).__name__} is {_kind_of(q.mu)}: "
+                         f"pass floats with {dims} dimensions")
+    for name, shape in shapes.items():
+        part = vars(q)[name]
+        if not (isinstance(part, Tensor) and part.is_floating_point() and part.shape == shape(*sizes)):
+            raise InputError(f"{name} of a {type(q).__name__} is {_kind_of(part)}, mu has shape "
+                             f"{list(sizes)}: pass floats of shape {list(shape(*sizes))}")
+
+def _kind_of(part: object) -> str: # in words
+    if not isinstance(part, Tensor): return f"a {type(part).__name__}"
+    return f"{str(part.dtype).removeprefix('torch.')} of shape {list(part.shape)}"
+
+def _check_factor(factor: float) -> None:
+    "Raise `InputError` unless a factor on variances is positive and finite."
+    require(0 < factor < math.inf, f"the factor on the variances is {factor}: it must be positive and finite")
+
+# %% ../nbs/28_posteriors.ipynb #f68b69e6
 @dataclass(frozen=True)
 class DiagonalGaussian(Posterior):
     "q(z|x) = N(mu, diag(exp(log_sigma)²))."
     mu: Float[Tensor, "B Z"]        # mean
     log_sigma: Float[Tensor, "B Z"] # log standard deviation
+
+    def __post_init__(self): _check_parts(self, 2, log_sigma=lambda B, Z: (B, Z))
 
     @property
     def mean(self) -> Float[Tensor, "B Z"]: return self.mu
@@ -111,6 +139,7 @@ class DiagonalGaussian(Posterior):
         return DiagonalGaussian(self.mu.detach(), self.log_sigma.detach())
 
     def inflate(self, factor: float) -> "DiagonalGaussian":
+        _check_factor(factor)
         return DiagonalGaussian(self.mu, self.log_sigma + 0.5 * math.log(factor))
 
 # %% ../nbs/28_posteriors.ipynb #47ac93a4
@@ -119,6 +148,8 @@ class FullGaussian(Posterior):
     "q(z|x) = N(mu, L Lᵀ)."
     mu: Float[Tensor, "B Z"]   # mean
     L: Float[Tensor, "B Z Z"]  # lower triangular, positive diagonal
+
+    def __post_init__(self): _check_parts(self, 2, L=lambda B, Z: (B, Z, Z))
 
     @property
     def mean(self) -> Float[Tensor, "B Z"]: return self.mu
@@ -146,6 +177,7 @@ class FullGaussian(Posterior):
         return 0.5 * (square - self.mu.shape[-1]) - self.log_det()
 
     def inflate(self, factor: float) -> "FullGaussian":
+        _check_factor(factor)
         return FullGaussian(self.mu, math.sqrt(factor) * self.L)
 
 # %% ../nbs/28_posteriors.ipynb #14f91330
@@ -166,6 +198,9 @@ class GaussianMixture(Posterior):
     mu: Float[Tensor, "K B Z"]        # means
     log_sigma: Float[Tensor, "K B Z"] # log standard deviations
     log_pi: Float[Tensor, "K B"]      # log weights, normalised over K
+
+    def __post_init__(self):
+        _check_parts(self, 3, log_sigma=lambda K, B, Z: (K, B, Z), log_pi=lambda K, B, Z: (K, B))
 
     @property
     def mean(self) -> Float[Tensor, "B Z"]: return (self.log_pi.exp()[..., None] * self.mu).sum(0)
@@ -193,4 +228,5 @@ class GaussianMixture(Posterior):
         return z, weight, (weight * (log_qz_x - log_normal(z))).sum(0)
 
     def inflate(self, factor: float) -> "GaussianMixture":
+        _check_factor(factor)
         return GaussianMixture(self.mu, self.log_sigma + 0.5 * math.log(factor), self.log_pi)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from .checks import require
+from .checks import check_kinds, require
 from .data import check_pixels, to_float
 from .posteriors import DiagonalGaussian
 from .statistics import auroc, bootstrap, spearman, text_interval
@@ -41,8 +41,10 @@ def scores(model: VAE,
            batch_size: int = 500
           ) -> dict[str, Float[np.ndarray, "N"]]: # by name
     "All scores of every image, in evaluation mode."
-    require(len(x) > 0, "no images to score: the split is empty")
     check_pixels(x, binarisation)
+    require(len(x) > 0, "no images to score: the split is empty")
+    check_kinds(int, batch_size=batch_size)
+    require(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
     parts = []
     with evaluating(model):
         for part in x.split(batch_size):

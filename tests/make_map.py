@@ -18,6 +18,7 @@ GROUPS = {
     "Checks of the tree, the pages and the wheel (`make sync notebooks docs-check wheel`)": "*_check.py",
     "What writes other files, so that a check can compare": "make_*.py",
     "Mutants (`make mutants`)": "mutants/*.py",
+    "Faults (`make faults`)": "faults/*.py",
     "What tests share": "*.py",
 }
 

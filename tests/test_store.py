@@ -38,7 +38,7 @@ def test_images_are_read_for_the_rows_that_are_asked_for(tmp_path):
     store = Store(tmp_path)
     store.keep([made_up(seed=s, n_train=n) for s, n in ((0, 10), (1, 10), (2, 20))])
     assert set(store.images(store.runs()[:1])) == {"vae0_elbo", "vae0_iwae"} and len(store.images(store.runs())) == 6
-    assert {p.name for p in (tmp_path / "images").iterdir()} == {"toy-cpu-10.npz", "toy-cpu-20.npz"}
+    assert {p.name for p in (tmp_path / "images").glob("*.npz")} == {"toy-cpu-10.npz", "toy-cpu-20.npz"}
     store.keep([made_up(seed=3, n_train=30)], images=False)
     assert not (tmp_path / "images" / "toy-cpu-30.npz").exists() and len(store.runs()) == 4
 

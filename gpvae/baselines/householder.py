@@ -70,6 +70,7 @@ class HouseholderEncoder(Encoder):
                  z_dim: int,                     # latent dimensions Z
                  reflections: int = 1):          # k
         super().__init__()
+        require(h_dim > 0 and z_dim > 0, f"h_dim is {h_dim}, z_dim {z_dim}: both must be at least 1")
         require(reflections > 0, f"reflections is {reflections}: there must be at least 1")
         self.trunk, self.b, self.c = trunk, nn.Linear(h_dim, z_dim), nn.Linear(h_dim, z_dim)
         self.vectors = nn.ModuleList(nn.Linear(z_dim if t else h_dim, z_dim) for t in range(reflections))

@@ -147,6 +147,7 @@ class IAFEncoder(Encoder):
                  forget_bias: float = 2.):       # of the gates' logits at the start
         super().__init__()
         given = f"{flows}, {flow_width} and {context_width}"
+        require(h_dim > 0 and z_dim > 0, f"h_dim is {h_dim}, z_dim {z_dim}: both must be at least 1")
         require(min(flows, flow_width, context_width) > 0,
                 f"flows, flow_width and context_width are {given}: each must be at least 1")
         self.trunk, self.b, self.c = trunk, nn.Linear(h_dim, z_dim), nn.Linear(h_dim, z_dim)

@@ -123,6 +123,7 @@ class LaplaceEncoder(Encoder):
                  n_solves: int = 1,           # T
                  damping: float = 0.5):       # α₀, above 0 and at most 1
         super().__init__()
+        require(h_dim > 0 and z_dim > 0, f"h_dim is {h_dim}, z_dim {z_dim}: both must be at least 1")
         require(n_solves >= 1, f"n_solves is {n_solves}: vlae needs at least one solve")
         require(0 < damping <= 1, f"damping is {damping}: it must be above 0 and at most 1")
         self.trunk, self.b = trunk, nn.Linear(h_dim, z_dim)

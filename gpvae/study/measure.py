@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from ..ais import AISConfig, fingerprint, sandwich
 from ..baselines.semi_amortized import SemiAmortized
-from ..checks import choose, require
+from ..checks import check_kinds, choose, require
 from ..data import ImageSet, binarise_fixed, data_root, load, prepare_splits, split_seed, to_float
 from ..files import locked, pick_device, read_arrays, write_arrays
 from ..gap import PARTS, WIDTHS, iwae_by_width, measure_gaps
@@ -50,7 +50,12 @@ class GapSettings:
     def __post_init__(self):
         for name in ("samples", "k", "simulated", "refine_steps", "chunk"):
             value = getattr(self, name)
+            check_kinds(int, **{name: value})
             require(value >= 1, f"{name} is {value}: it must be at least 1")
+        require(isinstance(self.widths, tuple), f"widths is {self.widths!r}: pass a tuple of factors")
+        for width in self.widths:
+            check_kinds(float, width=width)
+            require(width > 0, f"widths is {self.widths}: every factor must be positive")
         require(1. in self.widths, f"widths is {self.widths}: it must hold 1, the proposal as it is")
 
 # %% ../../nbs/82_measure.ipynb #84cc0f15

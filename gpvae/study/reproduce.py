@@ -106,6 +106,7 @@ def train_missing(specs: list[RunSpec],
 def _train_some(specs: list[RunSpec], runs: Path, jobs: int, device: str|None, bar: bool) -> list[str]:
     "Check all specifications, run what is not finished; what failed, in words."
     require(jobs >= 1, f"jobs is {jobs}: at least one run must be allowed")
+    pick_device(device)
     for spec in specs: check_spec(spec)
     missing = {folder: spec for spec in specs if not is_finished(folder := run_folder(spec, runs))}
     return _train(list(missing.values()), runs, jobs, device, bar)

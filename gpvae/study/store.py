@@ -47,13 +47,19 @@ def _write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
     text = "".join(f"{digest}  {name}\n" for name in sorted(sums) for digest in sums[name])
     write_atomically(folder / "SHA256SUMS", lambda p: p.write_text(text))
 
-def _verified(path: Path, tries: int = 5) -> bytes: # content of a table
+def _verified(path: Path, tries: int = 5) -> bytes: # content of a file
     for _ in range(tries):
         sums, content = _sums(path.parent), path.read_bytes()
         if hashlib.sha256(content).hexdigest() in sums.get(path.name, ()): return content
         time.sleep(0.05)
     raise InputError(f"{path} has not the checksum that SHA256SUMS beside it names: restore both files, "
-                     "or, if the change is yours, run `sha256sum *.csv > SHA256SUMS` there")
+                     f"or, if the change is yours, run `sha256sum *{path.suffix} > SHA256SUMS` there")
+
+def _write_summed(path: Path, content: bytes) -> None: # the file can be read at every moment
+    sums, new = _sums(path.parent), [hashlib.sha256(content).hexdigest()]
+    _write_sums(path.parent, sums | {path.name: sums.get(path.name, []) + new})
+    write_atomically(path, lambda p: p.write_bytes(content))
+    _write_sums(path.parent, sums | {path.name: new})
 
 # %% ../../nbs/83_store.ipynb #3f37c7ca
 def _read_table(path: Path) -> pd.DataFrame: # empty without a file; text stays text, and no text is ""
@@ -63,11 +69,8 @@ def _read_table(path: Path) -> pd.DataFrame: # empty without a file; text stays 
     return table.assign(settings=table["settings"].fillna("")) if "settings" in table else table
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
-    content, sums = table.to_csv(index=False, float_format="%.6g").encode(), _sums(path.parent)
-    new = [hashlib.sha256(content).hexdigest()]
-    _write_sums(path.parent, sums | {path.name: sums.get(path.name, []) + new})
-    write_atomically(path, lambda p: p.write_bytes(content))
-    _write_sums(path.parent, sums | {path.name: new})
+    content = table.to_csv(index=False, float_format="%.6g").encode()
+    _write_summed(path, content)
 
 def _merged(old: pd.DataFrame, new: list[dict], by: list[str]) -> pd.DataFrame: # in a fixed order
     key = lambda row: tuple(str(row[k]) for k in by)
@@ -144,7 +147,7 @@ class Store:
     def _writing(self) -> Iterator[None]:
         open_folder(self.folder / "images", "pass --out")
         with locked(self.folder, wait=60):
-            for pattern in (".*.csv", ".*.SHA256SUMS", "images/.*.npz"): # what a killed process left
+            for pattern in (".*.csv", ".*.SHA256SUMS", "images/.[0-9]*"): # what a killed process left
                 for left in self.folder.glob(pattern): left.unlink()
             yield
 
@@ -154,14 +157,21 @@ class Store:
 
     def _arrays(self, rows: pd.DataFrame, name_of: Callable) -> dict[str, np.ndarray]:
         names, specs, found = sorted({name_of(r) for _, r in rows.iterrows()}), set(rows.get("spec", ())), {}
-        for path in (self.folder / "images" / f"{name}.npz" for name in names):
-            found |= read_arrays(path)[0] if path.exists() else {}
+        for name in names: found |= self._kept_arrays(name)
         return {k: v for k, v in found.items() if k.partition("_")[0] in specs}
 
     def _keep_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         path, new = self.folder / "images" / f"{name}.npz", {k.partition("_")[0] for k in arrays}
-        old = read_arrays(path)[0] if path.exists() else {}
-        write_arrays(path, {k: v for k, v in old.items() if k.partition("_")[0] not in new} | arrays)
+        old, draft = self._kept_arrays(name), path.with_name(f".{os.getpid()}.draft.npz")
+        write_arrays(draft, {k: v for k, v in old.items() if k.partition("_")[0] not in new} | arrays)
+        _write_summed(path, draft.read_bytes())
+        draft.unlink()
+
+    def _kept_arrays(self, name: str) -> dict[str, np.ndarray]: # of one file; empty where there is none
+        path = self.folder / "images" / f"{name}.npz"
+        if not path.exists(): return {}
+        if path.name in _sums(path.parent): _verified(path) # another store's file is whole, and wrong
+        return read_arrays(path)[0]
 
 # %% ../../nbs/83_store.ipynb #1c57df73
 def _mode_rows(r: RunResult) -> list[dict]: # of the test-time modes of a run
