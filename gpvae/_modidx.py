@@ -886,6 +886,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'gpvae.train': { 'gpvae.train.NonFinite': ('train.html#nonfinite', 'gpvae/train.py'),
                              'gpvae.train.NonFinite.__init__': ('train.html#nonfinite.__init__', 'gpvae/train.py'),
                              'gpvae.train.TrainConfig': ('train.html#trainconfig', 'gpvae/train.py'),
+                             'gpvae.train.TrainConfig.__post_init__': ('train.html#trainconfig.__post_init__', 'gpvae/train.py'),
                              'gpvae.train.Trainer': ('train.html#trainer', 'gpvae/train.py'),
                              'gpvae.train.Trainer.__init__': ('train.html#trainer.__init__', 'gpvae/train.py'),
                              'gpvae.train.Trainer.best_epoch': ('train.html#trainer.best_epoch', 'gpvae/train.py'),

@@ -105,7 +105,11 @@ def _likelihood_at(model: VAE, x: Tensor, z: Float[Tensor, "S B Z"],
     x, likelihood = x.flatten(1), model.likelihood
     if not hasattr(likelihood, "score"):
         return _pull_back(lambda z: likelihood.log_px_z(model.decoder(z), x), z)
-    eta, grad = _pull_back(model.decoder, z, lambda eta: likelihood.score(eta, x))
+    def score(eta: Tensor) -> Tensor:
+        drawn, pixels = eta.shape[-1], x.shape[-1]
+        require(drawn == pixels, f"an image has {pixels} pixels, the decoder draws {drawn}")
+        return likelihood.score(eta, x)
+    eta, grad = _pull_back(model.decoder, z, score)
     return likelihood.log_px_z(eta, x).detach() if value else None, grad
 
 # %% ../nbs/71_ais.ipynb #68796cf3

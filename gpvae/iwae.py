@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .checks import require
+from .checks import check_kinds, require
 from .data import check_pixels, to_float
 from .posteriors import Posterior
 from .vae import DRAWN_ROWS, VAE, default_rows, evaluating, log_weights
@@ -79,12 +79,16 @@ def evaluate(model: VAE, x: Tensor,           # [N, C, H, W], uint8, or floats i
              progress = None               # called with the number of images done
             ) -> PerImage:                 # on the CPU, float64
     "IWAE-k, ELBO and effective sample size of every image, in evaluation mode, under seeded noise."
+    check_pixels(x, binarisation)
+    require(len(x) > 0, "no images to evaluate: the split is empty")
+    rows = default_rows(x.device) if rows is None else rows
+    check_kinds(int, k=k, batch_size=batch_size, rows=rows, seed=seed)
+    check_kinds(float, inflation=inflation)
     require(k >= 1, f"k is {k}: IWAE needs at least one importance sample")
+    for name, n in (("batch_size", batch_size), ("rows", rows)):
+        require(n >= 1, f"{name} is {n}: it must be at least 1")
     usable = 0 < inflation < math.inf
     require(usable, f"the proposal's variance inflation is {inflation}: it must be positive and finite")
-    require(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
-    require(len(x) > 0, "no images to evaluate: the split is empty")
-    check_pixels(x, binarisation)
     generator, parts = torch.Generator(x.device).manual_seed(int(seed)), []
     with evaluating(model):
         for part in x.split(int(batch_size)):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
-from .checks import require
+from .checks import check_kinds, require
 from .data import check_pixels, gather, to_float
 from .files import read_tensors, write_tensors
 from .vae import VAE, evaluating, flushed_denormals
@@ -37,6 +37,25 @@ class TrainConfig:
     n_samples: int = 1                  # samples of z per image and step
     seed: int = 0                       # order of the images, noise
     checkpoint_seconds: float = 5.      # at least so long between two checkpoints; changes no result
+
+    def __post_init__(self):
+        of = lambda *names: {name: getattr(self, name) for name in names}
+        at_least_one = of("epochs", "batch_size", "n_samples")
+        if self.patience is not None: at_least_one |= of("patience")
+        positive = of("lr", "lr_factor", "max_norm")
+        others = of("weight_decay", "kl_warmup", "noise_warmup", "checkpoint_seconds")
+        many = isinstance(self.milestones, (tuple, list))
+        require(many, f"milestones is {self.milestones!r}: it must be a tuple of epochs")
+        milestones = {f"milestones[{i}]": m for i, m in enumerate(self.milestones)}
+        check_kinds(int, **at_least_one, seed=self.seed)
+        check_kinds(float, **positive, **others, **milestones)
+        for name, n in at_least_one.items():
+            require(n >= 1, f"{name} is {n}: it must be at least 1")
+        for name, v in positive.items():
+            require(0 < v < math.inf, f"{name} is {v}: it must be positive and finite")
+        for name, v in (others | milestones).items():
+            require(0 <= v < math.inf, f"{name} is {v}: it must be at least 0 and finite")
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}: choose from 0 to 2**63 - 1")
 
 # %% ../nbs/60_train.ipynb #d7736b7c
 def _ramp(step: int, steps: float) -> float:
@@ -108,6 +127,10 @@ def validation_bound(model: VAE,
                      batch_size: int = 500, seed: int = 0
                     ) -> dict[str, float]:         # elbo and kl in nats per image, active units
     "Mean bound over images in evaluation mode, under fixed noise."
+    check_pixels(x, binarisation)
+    check_kinds(int, batch_size=batch_size, seed=seed)
+    for name, n in (("the number of images", len(x)), ("batch_size", batch_size)):
+        require(n >= 1, f"{name} is {n}: it must be at least 1")
     generator = torch.Generator(x.device).manual_seed(seed)
     bounds, kls, means = [], [], []
     with evaluating(model):
@@ -244,11 +267,11 @@ def train(model: VAE,                            # moved to its device already
           position: int = 0                      # its line on the terminal
          ) -> Trainer:                           # the model holds the weights of the best epoch
     "Train to the end or to the end of patience, resuming where a killed run stopped."
-    device = x_train.device
     valid_binarisation = binarisation if binarisation in ("none", "floats") else "static"
     for x, how, split in ((x_train, binarisation, "training"), (x_valid, valid_binarisation, "validation")):
-        require(len(x) > 0, f"there are no {split} images")
         check_pixels(x, how)
+        require(len(x) > 0, f"there are no {split} images")
+    device = x_train.device
     trainer = Trainer(model, config, path, key)
     trainer.resume(str(device))
     N, done = len(x_train), len(trainer.history)

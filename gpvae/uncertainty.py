@@ -49,8 +49,8 @@ def scores(model: VAE,
     with evaluating(model):
         for part in x.split(batch_size):
             batch = to_float(part, binarisation)
-            own = model.encoder.uncertainty(batch)
-            parts.append(({} if own is None else own._asdict()) | free_scores(model, batch))
+            free, own = free_scores(model, batch), model.encoder.uncertainty(batch)
+            parts.append(({} if own is None else own._asdict()) | free)
     return {name: torch.cat([p[name] for p in parts]).double().cpu().numpy() for name in parts[0]}
 
 # %% ../nbs/73_uncertainty.ipynb #a67b03e3

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from .checks import require
+from .checks import InputError, require
 from .posteriors import DiagonalGaussian, Posterior, log_normal
 
 # %% ../nbs/30_vae.ipynb #81546ae8
@@ -165,7 +165,11 @@ class VAE(nn.Module):
         "q(z|x) of a batch."
         require(len(x) > 0, "a batch of no images has no posterior: pass at least one image")
         encoder = self.encoder.validation if validation else self.encoder
-        return encoder(x, LogJoint(self, x))
+        try: return encoder(x, LogJoint(self, x))
+        except RuntimeError as e:
+            said, shape = str(e).splitlines()[0], list(x.shape[1:])
+            if not any(s in said for s in ("cannot be multiplied", "size of tensor", "expected input")): raise
+            raise InputError(f"the model takes no images of shape {shape}: {said}") from e
 
     def terms_of(self, q: Posterior, x: Tensor, n_samples: int = 1,
                  generator: torch.Generator|None = None) -> ElboTerms:
