@@ -45,8 +45,8 @@ def require(ok: bool,    # the condition that must hold
 def _is_number(value: object, kind: type) -> bool:
     "Is a value a number of this kind? Truth, NaN and infinity are none."
     if isinstance(value, bool) or not isinstance(value, numbers.Real): return False
-    if kind is int: return isinstance(value, numbers.Integral) and abs(value) < 2**63
-    return -1e300 < value < 1e300
+    if kind is int: return isinstance(value, numbers.Integral) and abs(int(value)) < 2**63
+    return -1e300 < float(value) < 1e300
 
 def check_kinds(kind: type, # int or float
                 **values    # by name; of Python's or of numpy's type
