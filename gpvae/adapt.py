@@ -19,7 +19,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from .checks import InputError, choose, require
 from .likelihoods import Bernoulli, Gaussian
 from .posteriors import DiagonalGaussian, FullGaussian, Posterior
-from .vae import VAE, Encoder, evaluating
+from .vae import VAE, Encoder, LogJoint, evaluating
 
 # %% ../nbs/76_adapt.ipynb #d0894766
 _SCALES: dict[str, Callable[[Tensor], Tensor]] = { # what is returned beside the mean -> log σ
@@ -168,7 +168,8 @@ def _try_encoder(model: VAE, x: Float[Tensor, "2 C H W"], z_dim: int) -> Posteri
     "The posterior of two images, or `InputError`."
     foreign = isinstance(model.encoder, _Encoder)
     advice = " (flat=True hands it [B, D])" if foreign and not model.encoder.flat else ""
-    q = _said(f"the encoder on images {list(x.shape)}{advice}", model.posterior, x)
+    encode = lambda x: model.encoder(x, LogJoint(model, x))
+    q = _said(f"the encoder on images {list(x.shape)}{advice}", encode, x)
     q = _posterior_of(q, None, len(x), z_dim)
     require(bool(q.mean.isfinite().all()), "the encoder returns means that are not finite: look for NaN")
     if isinstance(q, DiagonalGaussian):
