@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import rankdata, t
-from sklearn.metrics import roc_auc_score
+from scipy.special import stdtrit
 from .checks import require
 
 # %% ../nbs/07_statistics.ipynb #fb2500e1
@@ -63,7 +62,7 @@ def seed_interval(d: Float[np.ndarray, "seeds n"], # paired differences, two see
     "Student's t interval of the mean paired difference, over seeds and images."
     S, n = d.shape
     require(S > 1, "an interval over seeds needs at least two of them")
-    half = t.ppf((1 + level) / 2, S - 1) * np.sqrt(d.mean(1).var(ddof=1) / S + d.mean(0).var(ddof=1) / n)
+    half = stdtrit(S - 1, (1 + level) / 2) * np.sqrt(d.mean(1).var(ddof=1) / S + d.mean(0).var(ddof=1) / n)
     return float(d.mean() - half), float(d.mean() + half)
 
 def interval(d: Float[np.ndarray, "seeds n"]|None,
@@ -74,12 +73,23 @@ def interval(d: Float[np.ndarray, "seeds n"]|None,
     return text_interval((d.mean(), *of(d)))
 
 # %% ../nbs/07_statistics.ipynb #c607a839
+def _ranks(v: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    "Ranks from 1; those that tie share their mean, and one NaN makes all of them NaN."
+    if np.isnan(v).any(): return np.full(len(v), np.nan)
+    order = np.argsort(v, kind="stable")
+    ordered, ranks = v[order], np.empty(len(v))
+    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) # of every group that ties
+    size = np.diff(np.append(first, len(v)))
+    ranks[order] = np.repeat(first + (size + 1) / 2, size)
+    return ranks
+
 def spearman(score: Float[np.ndarray, "N"], gap: Float[np.ndarray, "N"]) -> float:
     "Rank correlation."
-    return float(np.corrcoef(rankdata(score), rankdata(gap))[0, 1])
+    return float(np.corrcoef(_ranks(score), _ranks(gap))[0, 1])
 
 # %% ../nbs/07_statistics.ipynb #2205ae1c
 def auroc(inside: Float[np.ndarray, "N"], outside: Float[np.ndarray, "M"]) -> float:
     "Probability that an image from outside has the larger score, ties counting half."
+    from sklearn.metrics import roc_auc_score
     is_outside = np.repeat([0, 1], [len(inside), len(outside)])
     return float(roc_auc_score(is_outside, np.concatenate([inside, outside])))
