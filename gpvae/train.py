@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'beta', 'learning_rate', 'decayed', 'adam', 'train_step', 'NonFinite', 'active_units',
-           'validation_bound', 'epoch_seed', 'load_checkpoint', 'unprefixed', 'Trainer', 'train']
+           'validation_bound', 'epoch_seed', 'load_checkpoint', 'unprefixed', 'Trainer', 'train', 'refit']
 
 # %% ../nbs/60_train.ipynb #84dd49aa
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
-from .checks import check_kinds, require
+from .checks import check_kinds, choose, require
 from .data import check_pixels, gather, to_float
+from .dreams import SOURCES, dream, held
 from .files import read_tensors, write_tensors
 from .vae import VAE, evaluating, flushed_denormals
 
@@ -35,6 +37,9 @@ class TrainConfig:
     noise_warmup: float = 0             # epochs over which an encoder's own randomness rises from 0 to 1
     patience: int | None = None         # epochs without a better validation bound before the end; None: all
     n_samples: int = 1                  # samples of z per image and step
+    dreams: float = 0.                  # share of images drawn from the model in the encoder's batch
+    dream_source: str = "both"          # where their z comes from, see `dream`
+    dream_start: float = 0              # epochs before the first of them
     seed: int = 0                       # order of the images, noise
     checkpoint_seconds: float = 5.      # at least so long between two checkpoints; changes no result
 
@@ -43,7 +48,8 @@ class TrainConfig:
         at_least_one = of("epochs", "batch_size", "n_samples")
         if self.patience is not None: at_least_one |= of("patience")
         positive = of("lr", "lr_factor", "max_norm")
-        others = of("weight_decay", "kl_warmup", "noise_warmup", "checkpoint_seconds")
+        others = of("weight_decay", "kl_warmup", "noise_warmup", "dreams", "dream_start",
+                    "checkpoint_seconds")
         many = isinstance(self.milestones, (tuple, list))
         require(many, f"milestones is {self.milestones!r}: it must be a tuple of epochs")
         milestones = {f"milestones[{i}]": m for i, m in enumerate(self.milestones)}
@@ -55,6 +61,8 @@ class TrainConfig:
             require(0 < v < math.inf, f"{name} is {v}: it must be positive and finite")
         for name, v in (others | milestones).items():
             require(0 <= v < math.inf, f"{name} is {v}: it must be at least 0 and finite")
+        require(self.dreams < 1, f"dreams is {self.dreams}: their share must be below 1")
+        choose("dream_source", self.dream_source, SOURCES)
         require(0 <= self.seed < 2**63, f"seed is {self.seed}: choose from 0 to 2**63 - 1")
 
 # %% ../nbs/60_train.ipynb #d7736b7c
@@ -92,14 +100,38 @@ def train_step(model: VAE, optimizer: torch.optim.Optimizer, x: Tensor,
                config: TrainConfig
               ) -> Float[Tensor, "4"]: # the terms, nats per image, and the gradient's norm
     "One ascent step on each of the method's objectives; most have one, the bound."
+    x, dreams = _with_dreams(model, x, config)
+    dreamed = model.objectives(dreams, beta, config.n_samples) if len(dreams) else None
     for objective, terms in model.objectives(x, beta, config.n_samples):
         weight_kl = model.weight_kl_per_image(n_train)
-        loss = -objective.mean() + weight_kl
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if dreamed is None: (-objective.mean() + weight_kl).backward()
+        else: _backward_with_dreams(model, objective, dreamed, weight_kl, config.dreams)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_norm)
         optimizer.step()
     return torch.stack([terms.log_px_z.mean(), terms.kl.mean(), weight_kl, norm]).detach()
+
+# %% ../nbs/60_train.ipynb #1c5392f9
+def _learns(module: nn.Module) -> bool:
+    "Has a module parameters that are trained?"
+    return any(p.requires_grad for p in module.parameters())
+
+def _with_dreams(model: VAE, x: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    "The batch, and the dreams that go with it; one batch of both where the decoder does not learn."
+    n = round(len(x) * config.dreams / (1 - config.dreams))
+    if not n: return x, x[:0]
+    dreams = dream(model, n, x, config.dream_source)
+    alone = _learns(model.decoder) or _learns(model.likelihood)
+    return (x, dreams) if alone else (torch.cat([x, dreams]), x[:0])
+
+def _backward_with_dreams(model: VAE, objective: Float[Tensor, "B"], dreamed: Iterator,
+                          weight_kl: Float[Tensor, ""], share: float) -> None:
+    "The decoder's gradient from real images, the encoder's from both."
+    (-objective.mean()).backward()
+    for p in model.encoder.parameters():
+        if p.grad is not None: p.grad.mul_(1 - share)
+    with held(model.decoder, model.likelihood): other, _ = next(dreamed)
+    (-share * other.mean() + weight_kl).backward()
 
 # %% ../nbs/60_train.ipynb #f46b47c8
 class NonFinite(FloatingPointError):
@@ -243,6 +275,8 @@ def _run_epoch(trainer: Trainer, x: Tensor, binarisation: str, bar: tqdm
     batches = torch.randperm(n).to(x.device).split(config.batch_size)
     recorded, checked = torch.zeros(len(batches), 4, device=x.device), 0
     model.train()
+    if not _learns(model.decoder): model.decoder.eval()
+    if epoch < config.dream_start: config = replace(config, dreams=0.)
     for i, index in enumerate(batches):
         step = epoch * len(batches) + i
         batch = gather(x, index, binarisation, pixels)
@@ -293,3 +327,15 @@ def train(model: VAE,                            # moved to its device already
             show.set_postfix(bound=f"{valid['elbo']:.2f}", kl=f"{valid['kl']:.1f}", active=valid["active"])
     model.load_state_dict(trainer.best)
     return trainer
+
+# %% ../nbs/60_train.ipynb #afca1841
+def refit(model: VAE,            # trained; its encoder learns, decoder and likelihood do not change
+          x_train: Tensor,       # as `train` takes them
+          x_valid: Tensor,       # these choose the epoch
+          binarisation: str,     # static, stochastic, none or floats
+          config: TrainConfig,   # with a share of dreams
+          **more                 # path, key, bar, label, position of `train`
+         ) -> Trainer:           # the model has the encoder of the best epoch
+    "Train the encoder alone, resuming where a killed call stopped."
+    with held(model.decoder, model.likelihood):
+        return train(model, x_train, x_valid, binarisation, config, **more)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gpvae.gp_encoder import GPEncoder
-from gpvae.study.measure import bound_of, doubt, refit, refit_rows
+from gpvae.study.measure import bound_of, doubt, refit_heads, refit_rows
 from gpvae.study.run import run
 from gpvae.study.spec import RunSpec
 from gpvae.study.store import Store
@@ -45,7 +45,7 @@ def test_refitted_heads_are_the_best(part, kind, options):
     toy, best = exact_model(kind, **options)
     x, model = toy.images(2000), moved(exact_model(kind, **options)[1], part)
     before = state(model)
-    after = refit(model, x, part, epochs=20, lr=0.03)
+    after = refit_heads(model, x, part, epochs=20, lr=0.03)
     lost = lambda m: (bound_of(best, x, 50) - bound_of(m, x, 50)).mean()
     assert lost(model) > 0.1 and abs(lost(after)) < 0.02 * lost(model)
     for name, value in state(model).items(): assert torch.equal(value, before[name]), f"the model that was handed in has another {name}"
@@ -55,7 +55,7 @@ def test_refitted_heads_are_the_best(part, kind, options):
 def test_refitting_repeats_itself():
     toy, model = exact_model()
     x = toy.images(300)
-    a, b, other = (state(refit(model, x, epochs=2, seed=s)) for s in (0, 0, 1))
+    a, b, other = (state(refit_heads(model, x, epochs=2, seed=s)) for s in (0, 0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], other[k]) for k in a)
 
 class Headless(Encoder):
@@ -63,8 +63,8 @@ class Headless(Encoder):
 
 def test_what_cannot_be_refitted_is_said():
     toy, model = exact_model()
-    with pytest.raises(ValueError, match="part.*weights.*biases, heads"): refit(model, toy.images(4), "weights")
-    with pytest.raises(ValueError, match="an encoder with heads b and c, Headless has none"): refit(VAE(Headless(), model.decoder, model.likelihood), toy.images(4))
+    with pytest.raises(ValueError, match="part.*weights.*biases, heads"): refit_heads(model, toy.images(4), "weights")
+    with pytest.raises(ValueError, match="an encoder with heads b and c, Headless has none"): refit_heads(VAE(Headless(), model.decoder, model.likelihood), toy.images(4))
 
 def test_doubt_is_what_a_draw_costs_near_the_best_gaussian():
     "With an exact mean function and little randomness: the bound of the mean less that of a draw, averaged over draws."

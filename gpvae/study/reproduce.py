@@ -28,7 +28,7 @@ from ..statistics import bootstrap_interval, seed_interval, text_interval
 from .catalogue import STUDIES, Study, page
 from .defaults import JOBS, RUN
 from .run import TIMES, RunResult, is_finished, run_folder, runs_root, time_run
-from .spec import METHODS, RunSpec, check_spec, set_title
+from .spec import METHODS, RunSpec, check_spec, parent_of, set_title
 from .store import Store, checkout, select
 from .tables import likelihood_table, line_table, paired
 
@@ -104,12 +104,18 @@ def train_missing(specs: list[RunSpec],
     return [RunResult.open(run_folder(spec, runs), spec) for spec in specs]
 
 def _train_some(specs: list[RunSpec], runs: Path, jobs: int, device: str|None, bar: bool) -> list[str]:
-    "Check all specifications, run what is not finished; what failed, in words."
+    "Check all specifications, run what is not finished, parents first; what failed, in words."
     require(jobs >= 1, f"jobs is {jobs}: at least one run must be allowed")
     pick_device(device)
     for spec in specs: check_spec(spec)
-    missing = {folder: spec for spec in specs if not is_finished(folder := run_folder(spec, runs))}
-    return _train(list(missing.values()), runs, jobs, device, bar)
+    parents = [parent for parent in map(parent_of, _missing(specs, runs)) if parent is not None]
+    failures = _train(_missing(parents, runs), runs, jobs, device, bar)
+    return failures + _train(_missing(specs, runs), runs, jobs, device, bar)
+
+def _missing(specs: list[RunSpec], runs: Path) -> list[RunSpec]:
+    "Those whose runs are not finished, each once."
+    folders = {run_folder(spec, runs): spec for spec in specs}
+    return [spec for folder, spec in folders.items() if not is_finished(folder)]
 
 # %% ../../nbs/88_reproduce.ipynb #59f50756
 def time_missing(results: list[RunResult],

@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'TIMES', 'runs_root', 'read_spec', 'run_images', 'RunResul
 
 # %% ../../nbs/81_run.ipynb #3e3b5db5
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 from ..checks import require
 from ..data import ImageSet, Splits, prepare_splits, to_float
+from ..dreams import held
 from ..files import commit, device_name, locked, open_folder, peak_mb, pick_device
 from ..files import read_json, read_tensors, reading, write_json, write_tensors
 from ..iwae import PerImage, evaluate
-from .spec import (PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images, settings_of,
-                              settings_text, spec_hash, train_config)
+from .spec import (PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images,
+                              parent_of, settings_of, settings_text, spec_hash, train_config)
 from ..timing import posterior_ms, step_ms
 from ..train import Trainer, load_checkpoint, train, unprefixed
 from ..vae import VAE, evaluating
@@ -214,12 +216,32 @@ def _row(spec: RunSpec, checksum: str, trainer: Trainer, r: PerImage, place: _Pl
     return {c: everything[c] for c in COLUMNS}
 
 # %% ../../nbs/81_run.ipynb #4613c410
+def _take_over(model: VAE, parent: VAE, start: str # "trained" or "new"
+              ) -> None:
+    "Give a model the decoder and the likelihood of another, and its encoder to start from."
+    model.decoder.load_state_dict(parent.decoder.state_dict())
+    model.likelihood.load_state_dict(parent.likelihood.state_dict())
+    if start == "new": return
+    own, given = model.encoder.state_dict(), parent.encoder.state_dict()
+    fits = all(k in own and own[k].shape == v.shape for k, v in given.items())
+    require(fits, "the encoder has no place for the weights of the decoder's run: set start=new")
+    model.encoder.load_state_dict(given, strict=False)
+
+def _held(spec: RunSpec, model: VAE) -> AbstractContextManager:
+    "Hold decoder and likelihood where they are those of another run."
+    return nullcontext() if parent_of(spec) is None else held(model.decoder, model.likelihood)
+
+# %% ../../nbs/81_run.ipynb #73950f68
 def _train_run(spec: RunSpec, splits: Splits, place: _Place) -> Trainer:
-    "Train the model of a specification, resuming from its checkpoint."
-    model = build_model(spec, splits.train.shape[1:]).to(place.device)
-    return train(model, splits.train, splits.valid, splits.train_binarisation, train_config(spec),
-                 place.folder / "checkpoint.safetensors", place.key, place.bar,
-                 f"{spec.method} seed {spec.seed}", place.position)
+    "Train the model of a specification, after its parent, resuming from its checkpoint."
+    model, parent = build_model(spec, splits.train.shape[1:]).to(place.device), parent_of(spec)
+    if parent is not None:
+        folder = run(parent, place.folder.parent, str(place.device), place.bar, place.position).folder
+        _take_over(model, load_model(folder, place.device), settings_of(spec).start)
+    with _held(spec, model):
+        return train(model, splits.train, splits.valid, splits.train_binarisation, train_config(spec),
+                     place.folder / "checkpoint.safetensors", place.key, place.bar,
+                     f"{spec.method} seed {spec.seed}", place.position)
 
 def _evaluate_run(spec: RunSpec, checksum: str, trainer: Trainer, splits: Splits, place: _Place) -> None:
     "Evaluate a trained model and write its numbers down, the row last."
@@ -263,8 +285,9 @@ def time_run(folder: Path,             # of a finished run
     splits, model = prepare_splits(data, spec.binarisation, device), load_model(folder, device)
     x = to_float(splits.test[:128], splits.eval_binarisation)
     times = {"infer_ms_batch": posterior_ms(model, x, repeats),
-             "infer_ms_one": posterior_ms(model, x[:1], repeats),
-             "step_ms": step_ms(model, x, repeats, train_config(spec))}
+             "infer_ms_one": posterior_ms(model, x[:1], repeats)}
+    with _held(spec, model):
+        times["step_ms"] = step_ms(model, x, repeats, train_config(spec))
     named = {"spec": folder.absolute().name, "device": here}
     with locked(folder, wait=60): write_json(folder / "timing.json", times | named)
     return times

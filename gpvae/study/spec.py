@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BUDGETS', 'PROTOCOL', 'Method', 'method_options', 'Settings', 'RunSpec', 'set_title', 'parse_setting',
-           'settings_text', 'settings_of', 'options_of', 'train_config', 'check_spec', 'load_images', 'build_model',
-           'spec_hash']
+           'settings_text', 'settings_of', 'options_of', 'train_config', 'parent_of', 'refit_of', 'check_spec',
+           'load_images', 'build_model', 'spec_hash']
 
 # %% ../../nbs/80_spec.ipynb #a23d55d2
 import ast
@@ -26,6 +26,7 @@ from ..baselines.svi import svi
 from ..baselines.vlae import LaplaceEncoder
 from ..checks import InputError, choose, require
 from ..data import ImageSet, check_binarisation, load
+from ..dreams import SOURCES
 from ..files import sha256
 from ..gp_encoder import GPEncoder
 from ..likelihoods import LIKELIHOODS
@@ -140,6 +141,7 @@ class Settings:
     n_test: int|None = _setting(None, 1)                # test images; None: all
     network: str = _setting("auto", names=("auto", "mlp", "conv")) # "auto": convolutional for colour
     hidden: tuple[int, ...] = _setting((500, 500), 1)   # widths of trunk and decoder, from the image side on
+    trunk: tuple[int, ...] = _setting((), 1)            # widths of the trunk; (): those of `hidden`
     epochs: int = _setting(80, 1)                       # passes over the training images, at most
     batch_size: int = _setting(128, 1)                  # images per step
     lr: float = _setting(1e-3, 0, above=True)           # step size at the start
@@ -151,6 +153,11 @@ class Settings:
     noise_warmup: float = _setting(0, 0)                # epochs until the encoder's randomness is full
     patience: int|None = _setting(None, 1)              # epochs without a better validation bound; None: all
     n_samples: int = _setting(1, 1)                     # samples of z per image and step
+    dreams: float = _setting(0., 0, 0.99)               # share of drawn images in the encoder's batch
+    dream_source: str = _setting("both", names=SOURCES) # where their latents come from
+    dream_start: float = _setting(0, 0)                 # epochs before the first of them
+    decoder: str = _setting("")                         # whose trained decoder is held, see `parent_of`
+    start: str = _setting("trained", names=("trained", "new")) # its encoder goes on, or a new one begins
     checkpoint_seconds: float = _setting(5., 0)         # at least so long between two checkpoints
     k: int = _setting(100, 1)                           # importance samples of the test log-likelihood
     inflation: float = _setting(1., 0, above=True)      # factor on the variances of the importance proposal
@@ -243,6 +250,32 @@ def train_config(spec: RunSpec) -> TrainConfig:
     names = {f.name for f in fields(TrainConfig)} - {"seed"}
     return TrainConfig(seed=spec.seed, **{name: getattr(s, name) for name in names})
 
+# %% ../../nbs/80_spec.ipynb #30575bdd
+def parent_of(spec: RunSpec) -> RunSpec|None:
+    "The specification whose trained decoder is held; None where the decoder is trained too."
+    method, *changes = dict(spec.settings).get("decoder", "").split(":")
+    if not method: return None
+    changed, asked = dict(map(parse_setting, changes)), dict(spec.settings).get("n_train", spec.n_train)
+    n_train = changed.pop("n_train", asked)
+    return replace(spec, method=method, n_train=n_train, settings=tuple(changed.items()))
+
+# %% ../../nbs/80_spec.ipynb #121dc11a
+_REFIT = dict(dreams=0.5, epochs=80, batch_size=64, lr=1e-3, milestones=(40., 52., 64., 72.), kl_warmup=0.,
+              noise_warmup=0., patience=None)
+
+def refit_of(parent: RunSpec,         # whose decoder is held
+             method: str|None = None, # of the encoder; None: the parent's
+             **settings               # that differ from those of refits
+            ) -> RunSpec:
+    "A specification that trains an encoder alone, half of its batch dreams unless said."
+    changes = "".join(f":{k}={v!r}".replace(" ", "") for k, v in parent.settings)
+    if settings.get("n_train", parent.n_train) != parent.n_train: changes += f":n_train={parent.n_train}"
+    own = parent.settings if method in (None, parent.method) else (
+        (k, v) for k, v in parent.settings if k in Settings.__dataclass_fields__)
+    merged = dict(own) | _REFIT | {"decoder": parent.method + changes} | settings
+    n_train = merged.pop("n_train", parent.n_train)
+    return replace(parent, method=method or parent.method, n_train=n_train, settings=tuple(merged.items()))
+
 # %% ../../nbs/80_spec.ipynb #9166a317
 def _fits(value: object, kind: type) -> bool:
     "Is a value of this kind? No number is NaN or infinite, and truth is not a number."
@@ -297,6 +330,20 @@ def check_spec(spec: RunSpec) -> None:
         if key in budget: _check_setting(key, value, budget[key])
         else: _check_option(key, value, options[key])
     _check_shape(settings_of(spec))
+    parent = parent_of(spec)
+    if parent is not None: _check_parent(spec, parent)
+
+def _check_parent(spec: RunSpec, parent: RunSpec) -> None:
+    "Raise `InputError` for a parent that cannot be, or whose decoder would have another shape."
+    try: check_spec(parent)
+    except InputError as e:
+        raise InputError(f"decoder is {dict(spec.settings)['decoder']!r}: {e}") from None
+    own = parent_of(parent) is None
+    require(own, f"the decoder of {parent.method} is held itself: refit the run that trained it")
+    for key in ("hidden", "network"):
+        own, other = getattr(settings_of(spec), key), getattr(settings_of(parent), key)
+        require(own == other, f"{key} is {own}, the decoder's run has {other}: give the refit the same, and "
+                "the width of its trunk by the setting trunk")
 
 # %% ../../nbs/80_spec.ipynb #14f233ed
 def _available(spec: RunSpec, data: ImageSet) -> dict[str, int|None]:
@@ -340,10 +387,11 @@ def build_model(spec: RunSpec,                 # as `load_images` returns it
     conv = s.network == "conv" or (s.network == "auto" and x_shape[0] > 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        trunk = conv_trunk(x_shape, s.hidden[-1]) if conv else mlp_trunk(x_shape, s.hidden)
+        widths = s.trunk or s.hidden
+        trunk = conv_trunk(x_shape, widths[-1]) if conv else mlp_trunk(x_shape, widths)
         decoder = (ConvDecoder(spec.z_dim, x_shape, s.hidden[-1]) if conv
                    else mlp_decoder(spec.z_dim, x_shape, s.hidden[::-1]))
-        encoder = method.encoder(trunk, s.hidden[-1], spec.z_dim, **options_of(spec))
+        encoder = method.encoder(trunk, widths[-1], spec.z_dim, **options_of(spec))
         return VAE(encoder, decoder, LIKELIHOODS[spec.likelihood](math.prod(x_shape)))
 
 # %% ../../nbs/80_spec.ipynb #2fd45910
@@ -369,5 +417,7 @@ def spec_hash(spec: RunSpec, # as `load_images` returns it
     identity = {k: getattr(spec, k) for k in ("method", "z_dim", "seed", "likelihood", "binarisation")}
     identity |= {"dataset": spec.image_set, "n_train": s["n_train"]}
     identity |= {"checksum": checksum, "protocol": PROTOCOL}
-    s |= {key: plain[key] for key in ("n_train", "checkpoint_seconds")} # the first is in the identity
+    parent = parent_of(spec)
+    if parent is not None: identity |= {"parent": spec_hash(parent, checksum)}
+    s |= {key: plain[key] for key in ("n_train", "decoder", "checkpoint_seconds")} # two are in the identity
     return sha256(identity | {"settings": _changed(s, plain), "options": _changed(options, own)})[:12]
