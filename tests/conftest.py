@@ -2,6 +2,7 @@
 import os
 for name, value in dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE").items(): os.environ.setdefault(name, value)
 
+import quick # noqa: F401
 from jaxtyping import install_import_hook
 install_import_hook("gpvae", "checker.checked")
 

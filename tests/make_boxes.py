@@ -3,6 +3,7 @@ import re
 import sys
 from pathlib import Path
 
+import quick # noqa: F401
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent

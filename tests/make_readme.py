@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import quick # noqa: F401
 import nbformat
 from nbconvert import MarkdownExporter
 

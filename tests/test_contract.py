@@ -78,7 +78,7 @@ def test_log_density_of_own_samples(case):
     torch.testing.assert_close(q.log_prob(z), log_qz_x, rtol=1e-9, atol=1e-9)
 
 def test_density_integrates_to_one(case):
-    n, reach = 600, 20. # components of a mixture may be three times as wide as the prior
+    n, reach = 300, 20. # components of a mixture may be three times as wide as the prior
     axis = torch.linspace(-reach, reach, n, dtype=F64)
     z = torch.cartesian_prod(axis, axis)[:, None].expand(-1, 2, -1)
     density = build(case).posterior(binary_images(2)).log_prob(z).exp().detach()
@@ -112,10 +112,10 @@ def test_gradient_reaches_every_parameter(case):
 
 def test_a_step_ascends(case):
     model, x = build(case).train(), binary_images(32)
-    optimizer, config = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2), TrainConfig(n_samples=4)
+    optimizer, config = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 2e-2), TrainConfig(n_samples=4)
     torch.manual_seed(0)
-    elbos = [(t[0] - t[1]).item() for t in (train_step(model, optimizer, x, 1., 100, config) for _ in range(60))]
-    assert sum(elbos[-10:]) / 10 > sum(elbos[:10]) / 10 + 0.5
+    elbos = [(t[0] - t[1]).item() for t in (train_step(model, optimizer, x, 1., 100, config) for _ in range(30))]
+    assert sum(elbos[-5:]) / 5 > sum(elbos[:5]) / 5 + 0.5
 
 def test_bounds_are_ordered(case):
     model, x = build(case, scale=0.1), binary_images(60).repeat(30, 1, 1, 1)

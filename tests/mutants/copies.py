@@ -11,7 +11,7 @@ TESTS = Path(__file__).resolve().parent.parent
 
 def serve():
     "For every line of JSON with a folder and tests: pytest in a fork, answered by its exit status and output."
-    import beartype, jaxtyping, numpy, PIL.Image, platformdirs, pytest, safetensors.torch, torch, torch._dynamo, tqdm # noqa: F401
+    import beartype, filelock, jaxtyping, numpy, pandas, PIL.Image, platformdirs, pytest, safetensors.torch, scipy.special, torch, torch._dynamo, tqdm # noqa: F401
     sys.dont_write_bytecode = True # a cached module could be that of another mutant
     for line in sys.stdin:
         job = json.loads(line)
