@@ -1,4 +1,4 @@
-"`PYTHONPATH=tests python -m faults damage|kills|inputs [number]`: make faults and count what comes of them; status 1 if any is a traceback or silently wrong."
+"`PYTHONPATH=tests python -m faults damage|kills|inputs [number] [--seconds N]`: make faults and count what comes of them; status 1 if any is a traceback or silently wrong."
 import argparse
 import importlib
 import os
@@ -13,9 +13,12 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m faults", description=__doc__)
     parser.add_argument("what", choices=NUMBERS)
     parser.add_argument("number", nargs="?", type=int, help=MEANING)
+    parser.add_argument("--seconds", type=float, help="kills: after so many seconds there are no new ones (330)")
     args = parser.parse_args()
+    limit = {} if args.seconds is None else {"seconds": args.seconds}
+    if limit and args.what != "kills": parser.error("--seconds is for kills alone")
     import torch
     torch.set_num_threads(1)
-    return importlib.import_module(f"faults.{args.what}").main(args.number or NUMBERS[args.what])
+    return importlib.import_module(f"faults.{args.what}").main(args.number or NUMBERS[args.what], **limit)
 
 if __name__ == "__main__": sys.exit(main())

@@ -1,19 +1,25 @@
-"SIGKILL at random moments of training, evaluation, timing and saving; resumed each time, the end has the same bits and nothing is left over."
+"SIGKILL at random moments of preparing, training, evaluating, timing, saving and rendering; resumed each time, the end has the same bits and nothing is left over."
 import dataclasses
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+import quick # noqa: F401
+import nbformat
 
 from faults import CLEAR, SILENT, TRACEBACK, Tally
-from gpvae.study.reproduce import time_missing
+from gpvae.study.reproduce import render, time_missing
 from gpvae.study.run import TIMES, RunResult, run
 from gpvae.study.run import run_folder as folder_of
-from gpvae.study.store import Store
+from gpvae.study.store import Store, checkout
 from gpvae.train import load_checkpoint
 from test_resume import NOT_OF_THE_RESULT, result
 from test_resume import SPEC as LONG
@@ -21,38 +27,40 @@ from test_resume import SPEC as LONG
 SECONDS = 330. # then no new kill
 EPOCHS = 10
 SPEC = dataclasses.replace(LONG, settings=tuple((k, EPOCHS if k == "epochs" else v) for k, v in LONG.settings))
+OTHER = dataclasses.replace(SPEC, seed=1)
 
-def work(folder: Path) -> None:
-    "What a page does with one run: images, training, evaluation, times, rows."
-    os.environ["GPVAE_DATA"] = str(folder / "data")
-    done = time_missing([run(SPEC, folder / "runs", "cpu", bar=False)], "cpu")
-    Store(folder / "store").keep(done)
+class Job(NamedTuple):
+    "What is killed; every function is handed the job's own folder."
+    ready: Callable[[Path], None]        # fills an empty folder with what the work starts from
+    work: Callable[[Path], None]
+    everything: Callable[[Path], dict]   # all that must be the same bits in the end, by name
+    where: Callable[[Path], str]         # how far a killed process has come
 
-def start(folder: Path):
-    "A process that does it, forked, so that its time is not that of importing torch."
-    process = multiprocessing.get_context("fork").Process(target=work, args=(folder,))
-    process.start()
-    return process
-
-def everything(folder: Path) -> tuple:
-    "All that must be the same bits: the run, and its rows and images in the store."
-    run_of, store = run_folder(folder), Store(folder / "store")
-    rows = store.runs()
-    lost = [*NOT_OF_THE_RESULT, *TIMES]
-    images = {k: v.tobytes() for k, v in store.images(rows).items()}
-    times = [k for k in TIMES if not RunResult.open(run_of).metrics[k] > 0]
-    return *result(run_of), rows.drop(columns=lost).to_csv(), store.modes().to_csv(), images, times
+def data_of(folder: Path) -> None: os.environ["GPVAE_DATA"] = str(folder / "data")
 
 def run_folder(folder: Path) -> Path:
-    os.environ["GPVAE_DATA"] = str(folder / "data")
+    data_of(folder)
     return folder_of(SPEC, folder / "runs")
 
-def left_over(folder: Path) -> list[str]:
-    "Temporary files and folders that nothing took away; locks stay."
-    return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.startswith((".", "tmp")) and p.name != ".lock"]
+# --- a run: images, training, evaluation, times, rows ----------------------------------------------------------------------------------------
 
-def where(folder: Path) -> str:
-    "How far a killed process has come."
+def finish(folder: Path, spec=SPEC) -> list[RunResult]:
+    data_of(folder)
+    return time_missing([run(spec, folder / "runs", "cpu", bar=False)], "cpu")
+
+def keep(folder: Path) -> None: Store(folder / "store").keep(finish(folder))
+
+def of_run(folder: Path) -> dict:
+    "A run, and all rows and images in the store; its times must be there, whatever they are."
+    run_of, store = run_folder(folder), Store(folder / "store")
+    rows = store.runs()
+    images = {k: v.tobytes() for k, v in store.images(rows).items()}
+    times = [k for k in TIMES if not RunResult.open(run_of).metrics[k] > 0]
+    parts = zip(("metrics", "history", "numbers of images", "weights"), result(run_of), strict=True)
+    return dict(parts) | {"rows": rows.drop(columns=[*NOT_OF_THE_RESULT, *TIMES]).to_csv(), "modes": store.modes().to_csv(),
+                          "images of the store": images, "times that were not measured": times}
+
+def stage(folder: Path) -> str:
     if not list((folder / "data").glob("prepared/digits*")): return "preparing images"
     at, checkpoint = run_folder(folder), run_folder(folder) / "checkpoint.safetensors"
     if not checkpoint.exists() or len(load_checkpoint(checkpoint)[1]["history"]) < EPOCHS: return "training"
@@ -60,55 +68,130 @@ def where(folder: Path) -> str:
     if not (at / "timing.json").exists(): return "timing"
     return "saving" if not (folder / "store" / "modes.csv").exists() else "after saving"
 
-def whole(folder: Path) -> float:
+# --- saving alone: a finished run, and a store that has rows and images of another --------------------------------------------------------------
+
+def finished(folder: Path) -> None:
+    Store(folder / "store").keep(finish(folder, OTHER))
+    finish(folder)
+
+def saving(folder: Path) -> str:
+    "Whether a file of the store has changed yet."
+    old, new = ({p.name: p.read_bytes() for p in (at / "store").rglob("*") if p.is_file()} for at in (folder.parent / "start", folder))
+    return "saving" if old != new else "before saving"
+
+# --- rendering: the committed rows, and no page -------------------------------------------------------------------------------------------------
+
+def committed(folder: Path) -> None:
+    shutil.copytree(checkout() / "nbs" / "results", folder / "store", ignore=shutil.ignore_patterns("*.ipynb", ".*"))
+
+def draw(folder: Path) -> None:
+    os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / "jupyter") # a killed process leaves the kernel's ports there
+    render("digits", "smoke", folder / "runs", folder / "store")
+
+def of_page(folder: Path) -> dict:
+    page, files = nbformat.read(folder / "store" / "digits.ipynb", as_version=4), sorted((folder / "store").rglob("*"))
+    return {"page": [(c.cell_type, c.source, c.metadata, c.get("outputs")) for c in page.cells],
+            "files": [(p.name, p.is_file() and p.suffix != ".ipynb" and p.read_bytes()) for p in files if p.name != ".lock"]}
+
+# --- kills ----------------------------------------------------------------------------------------------------------------------------------------
+
+JOBS = {"rendering": Job(committed, draw, of_page, lambda folder: "rendering"),
+        "saving": Job(finished, keep, of_run, saving),
+        "a run": Job(lambda folder: None, keep, of_run, stage)}
+
+def shares(kills: int) -> dict[str, int]:
+    "Kills of each job: a page takes long to render, and most that can go wrong is in a run."
+    some = {"rendering": kills // 7, "saving": kills // 3}
+    return some | {"a run": kills - sum(some.values())}
+
+def start(work: Callable, folder: Path):
+    "A process that does it, forked, so that its time is not that of importing torch."
+    process = multiprocessing.get_context("fork").Process(target=work, args=(folder,))
+    process.start()
+    return process
+
+def whole(work: Callable, folder: Path) -> float:
     "Do the work undisturbed; its seconds."
-    begin, process = time.perf_counter(), start(folder)
+    begin, process = time.perf_counter(), start(work, folder)
     process.join()
     assert process.exitcode == 0
     return time.perf_counter() - begin
 
-def killed(folder: Path, after: float) -> int:
-    "Kill the work after so many seconds; the exit code."
-    process = start(folder)
+def children(pid: int) -> list[int]:
+    "Processes that a process has started, where the system tells."
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(p) for p in path.read_text().split()] if path.exists() else []
+
+def killed(work: Callable, folder: Path, after: float) -> tuple[int, list[int]]:
+    "Kill the work after so many seconds: the exit code, and the processes that it had started."
+    process = start(work, folder)
     process.join(after)
+    started = children(process.pid) if process.is_alive() else []
     process.kill()
     process.join()
-    return process.exitcode
+    return process.exitcode, started
 
-def differences(folder: Path, expected: tuple) -> str:
-    "What is wrong with work that came to its end."
-    parts = ("metrics", "history", "numbers of images", "weights", "rows", "modes", "images of the store", "times that were not measured")
-    unlike = [name for name, a, b in zip(parts, everything(folder), expected, strict=True) if a != b]
-    return "; ".join([f"{name} differ" for name in unlike] + [f"{name} is left over" for name in left_over(folder)])
+def working(pid: int) -> bool:
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError): return False
 
-def main(kills: int) -> int:
-    tally, rng, hits, done, end = Tally(), random.Random(0), Counter(), 0, time.perf_counter() + SECONDS
+def left_over(folder: Path, started: list[int]) -> list[str]:
+    "Temporary files and folders that nothing took away, and processes that go on; locks stay."
+    end = time.monotonic() + 20
+    while any(map(working, started)) and time.monotonic() < end: time.sleep(0.1)
+    files = [p for p in folder.rglob("*") if p.name.startswith((".", "tmp")) and p.name != ".lock"]
+    return [str(p.relative_to(folder)) for p in files] + [f"process {p}" for p in started if working(p)]
+
+def differences(found: dict, expected: dict) -> list[str]: return [f"{name} differ" for name in expected if found[name] != expected[name]]
+
+class Work:
+    "A job that is killed, again and again, until it is let finish."
+    def __init__(self, job: Job, base: Path, rng: random.Random):
+        self.job, self.base, self.rng, self.number = job, base, rng, 0
+        self.start = base / "start"
+        self.start.mkdir(parents=True)
+        job.ready(self.start)
+        self.seconds = whole(job.work, self.fresh())
+        self.expected = job.everything(self.folder)
+
+    def fresh(self) -> Path:
+        "The next folder, as the work starts from it."
+        self.folder = self.base / str(self.number)
+        self.number, self.hits, self.started = self.number + 1, [], []
+        shutil.copytree(self.start, self.folder)
+        return self.folder
+
+    def kill(self) -> int|None:
+        "Kill once: the exit code of work that was done by then or failed, None of work that was killed."
+        early = not self.hits and self.rng.random() < 0.3 # while the images are prepared
+        code, started = killed(self.job.work, self.folder, self.rng.uniform(0, min(0.2, self.seconds) if early else self.seconds))
+        self.started += started
+        if code != -signal.SIGKILL: return code
+        self.hits.append(self.job.where(self.folder))
+
+    def end(self, tally: Tally, code: int|None) -> None:
+        "Let the work finish, and count what came of its kills."
+        if code is None: whole(self.job.work, self.folder)
+        faults = differences(self.job.everything(self.folder), self.expected) if not code else [f"exit code {code}"]
+        faults += [f"{name} is left over" for name in left_over(self.folder, self.started)]
+        outcome = TRACEBACK if code else SILENT if faults else CLEAR # clear: the same bits
+        for moment in self.hits or (["not killed"] if faults else []): tally.add(moment, f"work {self.folder.name}", (outcome, "; ".join(faults)))
+        shutil.rmtree(self.folder)
+
+def main(kills: int, seconds: float = SECONDS) -> int:
+    tally, done, end = Tally(), Counter(), time.perf_counter() + seconds
     with tempfile.TemporaryDirectory() as name:
-        base, number, at = Path(name), 0, []
-        whole(base / "warm")
-        seconds, expected = whole(base / "whole"), everything(base / "whole")
-        while done < kills and time.perf_counter() < end:
-            folder = base / str(number)
-            folder.mkdir(exist_ok=True)
-            early = not at and rng.random() < 0.3 # while the images are prepared
-            code = killed(folder, rng.uniform(0, 0.2 if early else seconds))
-            if code == -signal.SIGKILL:
-                done += 1
-                at.append(where(folder))
-                hits[at[-1]] += 1
-                if rng.random() < 0.8: continue # killed again, before it is let finish
-                whole(folder)
-            elif code != 0:
-                tally.add("work that was resumed", f"{number}", (TRACEBACK, f"exit code {code}"))
-                break
-            if not at: continue
-            wrong = differences(folder, expected)
-            found = (SILENT, wrong) if wrong else (CLEAR, "") # the same bits
-            for moment in at: tally.add(moment, f"work {number}", found)
-            number, at = number + 1, []
-        if at:
-            whole(folder)
-            wrong = differences(folder, expected)
-            for moment in at: tally.add(moment, f"work {number}", (SILENT, wrong) if wrong else (CLEAR, ""))
-    print(f"{done} kills of {kills} asked for; 'clear error' counts those after which the work ended with the same bits and nothing left over")
+        finish(Path(name) / "warm") # what is slow only once: late imports
+        for job, share in shares(kills).items():
+            if not share: continue
+            work = Work(JOBS[job], Path(name) / job, random.Random(job))
+            work.fresh()
+            while done[job] < share and time.perf_counter() < end:
+                code = work.kill()
+                done[job] += code is None
+                if code is None and done[job] < share and work.rng.random() < 0.8: continue # killed again, before it is let finish
+                work.end(tally, code)
+                work.fresh()
+            if work.hits: work.end(tally, None)
+    print(f"{sum(done.values())} kills of {kills} asked for; 'clear error' counts those after which the work ended with the same bits and nothing left over")
     return tally.report("killed while at")
