@@ -18,13 +18,13 @@ from matplotlib.patches import Ellipse
 from torch import Tensor
 from ..checks import require
 from ..data import prepare_splits, to_float
-from ..files import read_arrays, read_json, write_arrays
+from ..files import read_arrays, write_arrays
 from ..statistics import seed_interval, text_interval
 from .catalogue import page
 from .run import load_model, read_spec
 from .spec import METHODS, load_images
 from .store import Store
-from .tables import paired
+from .tables import _times_the_vae, paired
 from .verdict import read_report, verdict
 from ..vae import VAE, evaluating
 
@@ -114,11 +114,6 @@ def _gain(rows: pd.DataFrame, images: dict, method: str) -> tuple[float, float, 
     d = paired(rows, images, method)
     return float(d.mean()), *seed_interval(d)
 
-def _cost(store: Store, method: str) -> float: # of a posterior of 128 images, times the VAE's
-    "Timed in turns in one process, median ratio."
-    times = read_json(store.folder / "benchmarks.json")["benchmark"]["groups"]["posterior"]
-    return float(np.median(np.array(times[method]) / np.array(times["vae"])))
-
 # %% ../../nbs/91_front.ipynb #e5b23fff
 def _likelihood_finding(rows: pd.DataFrame, images: dict) -> str: # Markdown
     "Is the test likelihood higher?"
@@ -130,8 +125,9 @@ def _likelihood_finding(rows: pd.DataFrame, images: dict) -> str: # Markdown
 
 def _speed_finding(store: Store) -> str: # Markdown
     "What does a posterior cost?"
-    return (f"**Inference is one pass.** A posterior costs {_cost(store, 'gpvae'):.1f} times the VAE's, "
-            f"with four gradient steps {_cost(store, 'sa-4'):.0f} times.")
+    own, steps = _times_the_vae("gpvae", store), _times_the_vae("sa-4", store)
+    return (f"**Inference is one pass.** A posterior costs {own:.1f} times the VAE's, "
+            f"with four gradient steps {steps:.0f} times.")
 
 # %% ../../nbs/91_front.ipynb #92eb84a5
 def _difficulty_finding(store: Store) -> str: # Markdown
@@ -162,7 +158,8 @@ def front_table(store: Store|None = None) -> pd.DataFrame:
     def line(method):
         g, m = rows[rows["method"] == method], METHODS[method]
         gap = f"{np.nanmean(report.gaps(method).amortization):.1f}" if method in report.methods else ""
+        cost = _times_the_vae(method, store)
         return {"method": f"[{m.title}]({m.page}), `{method}`", "idea": m.idea,
-                "cost": f"{_cost(store, method):.1f} ×", "ELBO": f"{g['elbo'].mean():.2f}",
+                "cost": "" if cost is None else f"{cost:.1f} ×", "ELBO": f"{g['elbo'].mean():.2f}",
                 "IWAE-100": f"{g['iwae'].mean():.2f}", "gap": gap}
     return pd.DataFrame([line(m) for m in dict.fromkeys(rows["method"])]).set_index("method")
