@@ -7,7 +7,6 @@ __all__ = ['adapt']
 
 # %% ../nbs/76_adapt.ipynb #8361ecf8
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
-from .checks import InputError, choose, require
+from .checks import InputError, check_kinds, choose, require
 from .likelihoods import Bernoulli, Gaussian
 from .posteriors import DiagonalGaussian, FullGaussian, Posterior
 from .vae import VAE, Encoder, LogJoint, evaluating
@@ -214,9 +213,9 @@ def _try(model: VAE, z_dim: int, x_shape: tuple[int, ...]) -> None:
 # %% ../nbs/76_adapt.ipynb #e9160356
 def _whole(name: str, n: Any) -> int:
     "A positive whole number of Python's or NumPy's."
-    ok = hasattr(n, "__index__") and not isinstance(n, bool) and operator.index(n) > 0
-    require(ok, f"{name} is {n}: it must be a whole number, at least 1")
-    return operator.index(n)
+    check_kinds(int, **{name: n})
+    require(int(n) > 0, f"{name} is {n}: it must be at least 1")
+    return int(n)
 
 def _check_output(output: str|None, likelihood: nn.Module) -> None:
     "Raise `InputError` unless what the decoder returns is said, and suits the likelihood."
@@ -240,7 +239,8 @@ def adapt(encoder: Callable,      # x -> (mean, scale), a mapping, a torch.distr
           module: nn.Module|None = None # whose weights are used, where encoder or decoder are functions
          ) -> VAE:                # holds the modules themselves, no copies
     """A VAE from elsewhere under the contract of this package, checked by one trial call.
-    log σ² that is declared as log σ, or the reverse, cannot be detected: name `scale` with care."""
+    log σ² that is declared as log σ, or the reverse, cannot be detected: name `scale` with care.
+    Under `copy.deepcopy` methods follow their module; a plain function keeps the original's weights."""
     z_dim, x_shape = _whole("z_dim", z_dim), tuple(_whole("a size in x_shape", n) for n in x_shape)
     require(len(x_shape) == 3, f"x_shape is {x_shape}: it must be (C, H, W), grey images with C = 1")
     if scale is not None: choose("scale", scale, _SCALES)

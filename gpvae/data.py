@@ -10,7 +10,6 @@ __all__ = ['SPLITS', 'CHOICES', 'BINARISATIONS', 'Choice', 'data_root', 'pixel_c
 import hashlib
 import http.client
 import json
-import operator
 import os
 import shutil
 import tarfile
@@ -32,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 # %% ../nbs/10_data.ipynb #2e7018a4
-from .checks import InputError, choose, require
+from .checks import InputError, check_kinds, choose, require
 from .files import locked, read_json, write_json
 
 # %% ../nbs/10_data.ipynb #8cd013b3
@@ -418,19 +417,10 @@ def _prepare(origin: _Origin, # which set
                 new = Path(work) / "set"
                 new.mkdir()
                 _write_prepared(origin, root, new)
-                _publish(new, folder)
+                new.rename(folder)
     except OSError as e:
         fault = f"{folder.parent} cannot be written ({e.strerror or e})"
         raise InputError(f"{fault}: set GPVAE_DATA or `root` to a folder that can, with room in it") from e
-
-# %% ../nbs/10_data.ipynb #422dd97f
-def _publish(new: Path,   # a whole copy
-             folder: Path # its final name
-            ) -> None:
-    "Give a copy its name, unless another process was first."
-    try: new.rename(folder)
-    except OSError:
-        if not folder.exists(): raise
 
 # %% ../nbs/10_data.ipynb #68b3f27e
 @dataclass(frozen=True)
@@ -504,9 +494,9 @@ def _whole(key: str,             # the argument, for the message
           ) -> int|None:         # the same
     "A positive whole number of images, of Python's or of numpy's type, or None."
     if n is None: return None
-    require(hasattr(n, "__index__") and not isinstance(n, bool) and operator.index(n) > 0,
-            f"{key} is {n}: pass at least 1, or None for all images")
-    return operator.index(n)
+    check_kinds(int, **{key: n})
+    require(int(n) > 0, f"{key} is {n}: pass at least 1, or None for all images")
+    return int(n)
 
 # %% ../nbs/10_data.ipynb #1efd50af
 BINARISATIONS = ("static", "fixed", "stochastic", "none")
