@@ -9,7 +9,7 @@ __all__ = ['DRAWN_ROWS', 'Encoder', 'AmortizedEncoder', 'Wrapper', 'ElboTerms', 
 # %% ../nbs/30_vae.ipynb #22fdccdb
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 import torch
 from jaxtyping import Float
@@ -166,10 +166,16 @@ class VAE(nn.Module):
         require(len(x) > 0, "a batch of no images has no posterior: pass at least one image")
         encoder = self.encoder.validation if validation else self.encoder
         try: return encoder(x, LogJoint(self, x))
-        except RuntimeError as e:
-            said, shape = str(e).splitlines()[0], list(x.shape[1:])
-            if not any(s in said for s in ("cannot be multiplied", "size of tensor", "expected input")): raise
-            raise InputError(f"the model takes no images of shape {shape}: {said}") from e
+        except RuntimeError as e: # of the size, or of something else
+            size, own = x[0].numel(), self._pixels()
+            if own in (None, size): raise
+            raise InputError(f"images {list(x.shape[1:])} have {size} pixels, the model's {own}") from e
+
+    def _pixels(self) -> int|None: # None where the decoder does not work alone
+        "Pixels of an image that the decoder makes."
+        with suppress(Exception), evaluating(self):
+            weight = next(self.decoder.parameters())
+            return self.decoder(weight.new_zeros(1, weight.shape[-1])).shape[-1]
 
     def terms_of(self, q: Posterior, x: Tensor, n_samples: int = 1,
                  generator: torch.Generator|None = None) -> ElboTerms:

@@ -9,9 +9,12 @@ import torch
 
 from gpvae.checks import InputError
 from gpvae.files import read_tensors, write_tensors
+from gpvae.likelihoods import Bernoulli
+from gpvae.networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
 from gpvae.study.commands import gap_command, reproduce_command, run_command
 from gpvae.study.run import run, run_folder
 from gpvae.study.spec import RunSpec
+from gpvae.vae import VAE, AmortizedEncoder
 
 TINY = ("--set", "epochs=2", "--set", "hidden=(8,8)", "--set", "n_test=20", "--set", "k=2", "--n_train", "100", "--device", "cpu")
 SETTINGS = (("epochs", 2), ("hidden", (8, 8)), ("n_test", 20), ("k", 2))
@@ -290,3 +293,19 @@ def test_loss_that_is_not_finite(capsys, runs):
     err = refused(capsys, "--method", "vae", "--set", "lr=1e30")
     assert "gpvae_run: step " in err and "the last good checkpoint is kept, try a smaller lr or max_norm" in err
     assert not list(runs.rglob("metrics.json"))
+
+# --- images of another size ------------------------------------------------------------------------------------------------------------------
+
+class Faulty(AmortizedEncoder):
+    "An encoder with a fault of its own, in the words that torch has for a wrong size."
+    def forward(self, x, log_joint=None): return super().forward(x) if x.sum() else self.b(x)
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_images_of_another_size_are_told_from_other_faults(network):
+    shape = (1, 8, 8)
+    trunk = mlp_trunk(shape, (16,)) if network == "mlp" else conv_trunk(shape, 16, 4)
+    decoder = mlp_decoder(2, shape, (16,)) if network == "mlp" else ConvDecoder(2, shape, 16, 4)
+    model = VAE(Faulty(trunk, 16, 2), decoder, Bernoulli()).train()
+    with pytest.raises(InputError, match=r"^images \[1, 12, 12\] have 144 pixels, the model's 64$"): model.posterior(torch.ones(3, 1, 12, 12))
+    assert all(part.training for part in model.modules())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"): model.posterior(torch.zeros(3, *shape))
