@@ -58,12 +58,13 @@ def wrong_settings() -> Iterator[Bad]:
     "Every setting with values of another kind or outside its range."
     for f in fields(Settings):
         kinds, many = get_args(f.type) or (f.type,), get_origin(f.type) is tuple
-        values = MANY if many else {int: WHOLE, float: NUMBERS, str: [5, None, True, "", "mpl", ("mlp",)]}[kinds[0]]
+        values = MANY if many else {int: WHOLE, float: NUMBERS, str: [v for v in (5, None, True, "", "mpl", ("mlp",)) if v != f.default]}[kinds[0]]
         if type(None) not in kinds and not many and kinds[0] is not str: values = [*values, None]
         for v in values: yield Bad("settings", f"{f.name}={v!r}", partial(check_spec, RunSpec(settings=((f.name, v),))))
     for key in ("hidden", "milestones"):
         for v in {"hidden": [(), (0,), (8, 0), (1.5,)], "milestones": [(9., 3.), (3., 3.), (INF,)]}[key]:
             yield Bad("settings", f"{key}={v!r}", partial(check_spec, RunSpec(settings=((key, v),))))
+    for v in ("vae:", "vae:epochs", "vae:epochs=x", "vae:lr=0", "vae:no_such=3", "vae gpvae"): yield Bad("settings", f"decoder={v!r}", partial(check_spec, RunSpec(settings=(("decoder", v),))))
     for key, v in (("lr", 0), ("lr_factor", 0), ("lr_factor", 1.1), ("max_norm", 0), ("inflation", 0), ("no_such", 1), ("", 1), (5, 1), (None, 1)):
         yield Bad("settings", f"{key}={v!r}", lambda key=key, v=v: check_spec(RunSpec(settings=((key, v),))))
 
