@@ -252,7 +252,7 @@ def test_other_wrong_arguments_are_refused_in_one_line():
     assert adapt(e, d, p, np.int64(Z), tuple(np.array(SHAPE)), **said)
 
 def test_a_pythae_model_gives_its_own_bound():
-    pytest.importorskip("pythae")
+    pytest.importorskip("pythae", reason="pythae is not installed: pip install gpvae[bench]")
     from pythae.data.datasets import DatasetOutput
     from pythae.models import VAE as PythaeVAE, VAEConfig
     torch.manual_seed(0)
@@ -261,7 +261,7 @@ def test_a_pythae_model_gives_its_own_bound():
     with torch.no_grad(): losses = torch.stack([theirs(DatasetOutput(data=(x > 127).float())).loss for _ in range(100)])
     assert_zero(evaluate(model, x, 100).elbo.mean() + losses)
 
-@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed: pip install gpvae[bench]")
 def test_a_lightning_module_gives_the_numbers_of_its_network():
     from gpvae import vision  # noqa: F401, mends torchvision beside a torch without CUDA
     import lightning

@@ -1,5 +1,6 @@
 "The GP encoder in other people's training loops: mixed precision, averages of weights, copies, compilers, several processes."
 import copy
+import importlib.util
 import io
 import subprocess
 import sys
@@ -130,6 +131,40 @@ def test_distributed(tmp_path):
         (q.kl().mean() + wrapped.module.weight_kl() / 8).backward()
         assert all(p.grad is not None for p in wrapped.module.trunk.parameters())
     finally: dist.destroy_process_group()
+
+def fitted_by_lightning(precision, folder):
+    "A model after ten epochs of Lightning's own trainer, and the losses of its steps."
+    from gpvae import vision # noqa: F401, mends torchvision beside a torch without CUDA
+    import lightning
+    class Lit(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model, self.losses = model_of(), []
+
+        def training_step(self, batch, _):
+            loss = -self.model.elbo(batch[0], 2).mean() + self.model.weight_kl_per_image(256)
+            self.losses.append((loss.item(), torch.is_autocast_enabled("cpu")))
+            return loss
+
+        def configure_optimizers(self): return torch.optim.Adam(self.parameters(), 1e-2)
+    torch.manual_seed(0)
+    lit, x = Lit(), images(4).repeat(64, 1, 1, 1) # four images, so that there is something to learn
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), 64, generator=seeded(), shuffle=True)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    lightning.Trainer(max_epochs=10, accelerator="cpu", precision=precision, default_root_dir=folder, **quiet).fit(lit, loader)
+    return lit.model, lit.losses
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed: pip install gpvae[bench]")
+def test_lightnings_own_mixed_precision(tmp_path):
+    (mixed, losses), (plain, others) = (fitted_by_lightning(p, tmp_path) for p in ("bf16-mixed", "32-true"))
+    assert {cast for _, cast in losses} == {True} and {cast for _, cast in others} == {False}
+    assert len(losses) == 40 and losses[-1][0] < losses[0][0] - 0.5
+    for (a, _), (b, _) in zip(losses, others): assert abs(a - b) < 0.1 * abs(b)
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in (*mixed.parameters(), *mixed.buffers()))
+    x = (255 * images(50, 2)).byte()
+    a, b = (evaluate(m, x, 20).elbo.mean() for m in (mixed, plain))
+    assert abs(a - b) < 0.1 * abs(b)
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_few_images_leave_the_estimates_finite(n):
