@@ -158,6 +158,11 @@ class RandomLinear(nn.Module):
         square = self.cov.trace() + self.mean.square().sum(1)
         return 0.5 * (precision * square - H + 2 * H * self.log_prior - self.cov.log_det()).sum()
 
+    def effective(self) -> Float[Tensor, ""]:
+        "Effective number of weights γ, between 0 and Z·H."
+        if not self.random: return self.mean.new_zeros(())
+        return self.mean.numel() - (torch.exp(-2 * self.log_prior) * self.cov.trace()).sum()
+
     def sample(self, K: int, generator: torch.Generator|None = None) -> Float[Tensor, "K Z H"]:
         "K draws of the weights."
         return self.mean + self.cov.colour(randn((K, *self.mean.shape), self.mean, generator))

@@ -384,6 +384,16 @@ MUTANTS = [
     Mutant("separation with the wrong sign", "baselines/mixture:separation", "mixture::test_mixing_adds_the_separation_and_at_most_log_k",
            "(log_normal(z, mu, log_sigma) - log_qz_x)",
            "(log_qz_x - log_normal(z, mu, log_sigma))"),
+    # leverage and the doubt's identity
+    Mutant("leverage of images counted once", "uncertainty:leverage", "leverage::test_the_sum_over_training_images_is_the_number_of_weights",
+           "psi / variance[:, j:j + 1]",
+           "psi"),
+    Mutant("leverage without its prior", "uncertainty:leverage", "leverage::test_a_certain_prior_leaves_no_variance",
+           "+ eye / prior_scale**2",
+           "+ 1e-6 * eye"),
+    Mutant("all weights effective", "gp_encoder:RandomLinear.effective", "leverage::test_effective_weights_are_the_trace_of_what_the_data_decide",
+           "self.mean.numel() -",
+           "self.mean.numel() + 0 *"),
     # dreams
     Mutant("dreams teach the decoder", "train:_backward_with_dreams",
            "dreams::test_gradients_of_dreams_reach_the_encoder_in_their_share",
