@@ -20,7 +20,7 @@ import filelock
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 import gpvae
 from .checks import InputError, choose, require
@@ -115,7 +115,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:
     "Write tensors and a JSON object as one safetensors file with a checksum."
     tensors, text = {k: v.detach().contiguous() for k, v in tensors.items()}, json.dumps(about)
     head = json.dumps({"about": text, "sha256": tensor_digest(tensors, text)})
-    write_atomically(path, lambda p: save_file(tensors, p, {"gpvae": head}))
+    write_atomically(path, lambda p: p.write_bytes(save(tensors, {"gpvae": head})))
 
 def read_tensors(path: Path, device: str|torch.device = "cpu" # where the tensors go
                 ) -> tuple[dict[str, Tensor], dict]:          # the tensors, and the JSON object
