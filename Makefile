@@ -84,9 +84,9 @@ mutants: setup ## every mistake of tests/mutants, each noticed by its test: make
 faults: setup ## damaged files, killed processes and wrong inputs, all of them; takes about a quarter of an hour
 	@for what in damage inputs kills; do PYTHONPATH=tests python -W ignore -m faults $$what; done
 
-smoke: setup ## the result page of the embedded images, rendered into a temporary folder
+smoke: setup ## the result page of two methods on the embedded images, rendered into a temporary folder
 	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
-	gpvae_reproduce --dataset digits --budget smoke --out "$$out" --runs "$$out/runs"; python tests/docs_check.py --page "$$out/digits.ipynb"; test -s "$$out/runs.csv"
+	gpvae_reproduce --dataset digits --budget smoke --methods vae gpvae --out "$$out" --runs "$$out/runs"; python tests/docs_check.py --page "$$out/digits.ipynb"; test -s "$$out/runs.csv"
 
 docs-check: setup ## the site's input: sidebar, references, fences, outputs, paths, sizes
 	@python tests/docs_check.py
