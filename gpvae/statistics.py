@@ -7,7 +7,7 @@ __all__ = ['mean_and_error', 'mean_error', 'spread', 'bootstrap', 'text_interval
            'interval', 'spearman', 'auroc']
 
 # %% ../nbs/07_statistics.ipynb #779c455b
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -56,13 +56,16 @@ def bootstrap_interval(d: Float[np.ndarray, "seeds n"], # paired differences
     return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 # %% ../nbs/07_statistics.ipynb #c7df017b
-def seed_interval(d: Float[np.ndarray, "seeds n"], # paired differences, two seeds at least
-                  level: float = 0.95
+def seed_interval(d: Float[np.ndarray, "seeds n"], # paired differences
+                  level: float = 0.95,
+                  groups: Sequence[Float[np.ndarray, "seeds"]] = () # means by seed of each method, to pool
                  ) -> tuple[float, float]:          # t interval of the mean
     "Student's t interval of the mean paired difference, over seeds and images."
-    S, n = d.shape
-    require(S > 1, "an interval over seeds needs at least two of them")
-    half = stdtrit(S - 1, (1 + level) / 2) * np.sqrt(d.mean(1).var(ddof=1) / S + d.mean(0).var(ddof=1) / n)
+    (S, n), freedom = d.shape, sum(len(g) - 1 for g in groups)
+    require(S > 1 or freedom > 0, "an interval over seeds needs at least two of them")
+    if freedom: variance = 2 * sum((len(g) - 1) * g.var(ddof=1) for g in groups if len(g) > 1) / freedom
+    else: freedom, variance = S - 1, d.mean(1).var(ddof=1)
+    half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance / S + d.mean(0).var(ddof=1) / n)
     return float(d.mean() - half), float(d.mean() + half)
 
 def interval(d: Float[np.ndarray, "seeds n"]|None,

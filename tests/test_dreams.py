@@ -218,7 +218,7 @@ def test_names_of_refits():
     named, padded = (dataclasses.replace(plain, settings=(("decoder", d),)) for d in ("vae", "vae:epochs=100"))
     assert spec_hash(named, "pixels") == spec_hash(padded, "pixels")
 
-@pytest.mark.parametrize("decoder, words", [("vea", "decoder is 'vea'.*vea.*vae"), ("vae:epoch=3", "setting of method vae.*epoch"),
+@pytest.mark.parametrize("decoder, words", [(":", "not key=value"), ("vea", "decoder is 'vea'.*vea.*vae"), ("vae:epoch=3", "setting of method vae.*epoch"),
                                             ("vae:hidden=(8,)", r"hidden is \(200, 200\).*has \(8,\)"), ("vae:epochs", "not key=value"),
                                             ("vae:decoder=vae", "held itself")])
 def test_parents_that_cannot_be_are_refused(decoder, words):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gpvae.baselines.svi import SVI
-from gpvae.optimum import _ascend, _climb, _gradient, _whitened, Climb, Search, ascended, best_gaussian, gaussian, parameters, prior_of, start_of
+from gpvae.optimum import _ascend, _climb, _gradient, _whitened, Climb, Search, ascended, best_gaussian, gaussian, parameters, _prior_of, start_of
 from gpvae.checks import InputError
 from gpvae.gp_encoder import GPEncoder
 from gpvae.iwae import evaluate
@@ -26,7 +26,7 @@ def toy(seed=0):
 
 # --- known optima -----------------------------------------------------------------------------------------------------------------------
 
-STARTS = {"beside": lambda lg, x: lg.rough(x, shift=0.5, width=3.), "prior": lambda lg, x: prior_of(x, Z)}
+STARTS = {"beside": lambda lg, x: lg.rough(x, shift=0.5, width=3.), "prior": lambda lg, x: _prior_of(x, Z)}
 
 @pytest.mark.parametrize("start", STARTS)
 def test_diagonal_optimum_of_the_linear_model(start):
@@ -93,20 +93,20 @@ def test_start_of_what_is_no_gaussian():
 def test_no_image_is_worse_than_amortized(start):
     model, x = toy()
     q = model.posterior(x)
-    best = best_gaussian(model, x, q if start == "own" else prior_of(x, Z), QUICK, 4000, seeded(1))
+    best = best_gaussian(model, x, q if start == "own" else _prior_of(x, Z), QUICK, 4000, seeded(1))
     z, log_qz_x = q.rsample_and_log_prob(4000, seeded(2))
     gain = best.bound - (model.log_joint(x, z) - log_qz_x).mean(0).detach()
     assert best.converged.all() and (gain > -0.05).all() and gain.mean() > 0.3
 
 def test_both_starts_find_one_optimum_and_the_full_family_is_above():
     model, x = toy()
-    a, b, c = (best_gaussian(model, x, s, how, 4000, seeded(1)).bound for s, how in ((model.posterior(x), QUICK), (prior_of(x, Z), QUICK), (prior_of(x, Z), Climb("full", inner_samples=8, every=12, cuts=3))))
+    a, b, c = (best_gaussian(model, x, s, how, 4000, seeded(1)).bound for s, how in ((model.posterior(x), QUICK), (_prior_of(x, Z), QUICK), (_prior_of(x, Z), Climb("full", inner_samples=8, every=12, cuts=3))))
     assert (a - b).abs().max() < 0.1 and (c - a).min() > -0.05 and c.mean() > a.mean()
 
 def test_no_neighbour_of_the_best_is_better():
     "Under much noise, moved by a third of its width in either direction, in every parameter."
     model, x = toy()
-    p, _ = ascended(LogJoint(model, x), parameters(prior_of(x, Z), "diagonal"), Climb(inner_samples=16))
+    p, _ = ascended(LogJoint(model, x), parameters(_prior_of(x, Z), "diagonal"), Climb(inner_samples=16))
     eps = antithetic(4000, 1, p[0], seeded(3))
     bound = lambda p: LogJoint(model, x).bound(gaussian(p), eps).detach()
     for j in range(Z):
@@ -128,7 +128,7 @@ def test_images_climb_alone(family):
 
 def test_stopped_early_is_not_converged():
     model, x = toy()
-    best = best_gaussian(model, x, prior_of(x, Z), Climb(steps=30), 100, seeded())
+    best = best_gaussian(model, x, _prior_of(x, Z), Climb(steps=30), 100, seeded())
     assert not best.converged.any() and best.bound.isfinite().all()
 
 def test_the_best_is_kept():
@@ -166,7 +166,7 @@ def test_the_reported_bound_has_fresh_noise():
 
 def test_the_model_is_left_alone():
     model, x = toy()
-    best_gaussian(model, x, prior_of(x, Z), Climb(steps=50), 10, seeded())
+    best_gaussian(model, x, _prior_of(x, Z), Climb(steps=50), 10, seeded())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 # --- the method ---------------------------------------------------------------------------------------------------------------------------
@@ -212,4 +212,4 @@ def test_bad_options(options, words):
 
 def test_inference_mode_is_refused():
     model, x = toy()
-    with torch.inference_mode(), pytest.raises(InputError, match="no_grad"): ascended(LogJoint(model, x), parameters(prior_of(x, Z), "diagonal"), QUICK)
+    with torch.inference_mode(), pytest.raises(InputError, match="no_grad"): ascended(LogJoint(model, x), parameters(_prior_of(x, Z), "diagonal"), QUICK)

@@ -2,13 +2,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from gpvae.checks import InputError
 from gpvae.files import write_json
 from gpvae.statistics import bootstrap_interval, seed_interval
 from gpvae.study.spec import METHODS
 from gpvae.study.store import Store
-from gpvae.study.tables import difference_table, likelihood_table, line_table, markdown_table, method_box, paired
+from gpvae.study.tables import difference_table, likelihood_table, line_table, markdown_table, method_box, paired, seed_difference
 from test_store import made_up
 
 def rows_of(*runs): return pd.DataFrame([r.metrics | dict(active_units=2, ess=9., train_seconds=1., valid_elbo=r.metrics["elbo"], best_epoch=3) for r in runs])
@@ -26,6 +27,15 @@ def test_differences_are_paired_by_seed_and_image():
     low, high = seed_interval(d)
     assert low < 1 and high > 2 and np.allclose(bootstrap_interval(d), 1.5, atol=1e-3)
     assert likelihood_table(rows, images).loc["gpvae", "IWAE − vae [images]"].startswith("+1.50")
+
+def test_the_variance_between_seeds_is_pooled_over_all_methods():
+    "A pair that differs by chance alike in all seeds is as uncertain as the other methods are; @eq-pooled by hand."
+    rows, images = shifted((1., 1., 1.))
+    third = pd.concat([rows, *(rows_of(made_up("sa-4", s)).assign(iwae=v) for s, v in enumerate((-90., -91., -92.)))])
+    third.loc[third["method"] != "sa-4", "iwae"] = -90.
+    mean, low, high = seed_difference(third, images, "gpvae")
+    assert mean == pytest.approx(1.) and high - mean == pytest.approx(scipy.stats.t.ppf(.975, 6) * np.sqrt(2 * (2 * 1. / 6) / 3))
+    assert seed_difference(rows.assign(iwae=-90.), images, "gpvae") == pytest.approx((1., 1., 1.))
 
 def test_only_seeds_that_both_have_are_paired():
     rows, images = shifted()

@@ -19,12 +19,12 @@ from torch import Tensor
 from ..checks import require
 from ..data import prepare_splits, to_float
 from ..files import read_arrays, write_arrays
-from ..statistics import seed_interval, text_interval
+from ..statistics import text_interval
 from .catalogue import page
 from .run import load_model, read_spec
 from .spec import METHODS, load_images
 from .store import Store
-from .tables import _times_the_vae, paired
+from .tables import seed_difference, times_the_vae
 from .verdict import read_report, verdict
 from ..vae import VAE, evaluating
 
@@ -109,15 +109,10 @@ def read_portrait(path: Path) -> list[dict[str, np.ndarray]]: # one entry for ea
 def _rows(store: Store) -> pd.DataFrame:
     return page("static_mnist", "cpu").rows(store)
 
-def _gain(rows: pd.DataFrame, images: dict, method: str) -> tuple[float, float, float]: # nats
-    "IWAE over the VAE."
-    d = paired(rows, images, method)
-    return float(d.mean()), *seed_interval(d)
-
 # %% ../../nbs/91_front.ipynb #e5b23fff
 def _likelihood_finding(rows: pd.DataFrame, images: dict) -> str: # Markdown
     "Is the test likelihood higher?"
-    gain, steps = _gain(rows, images, "gpvae"), _gain(rows, images, "sa-4")
+    gain, steps = seed_difference(rows, images, "gpvae"), seed_difference(rows, images, "sa-4")
     said = "is higher" if gain[1] > 0 else "is lower" if gain[2] < 0 else "is not clearly different"
     return (f"**The likelihood {said}.** The GP encoder's IWAE-100 less the VAE's is {text_interval(gain)} "
             "nats per image over three seeds; four gradient steps on each image win "
@@ -125,7 +120,7 @@ def _likelihood_finding(rows: pd.DataFrame, images: dict) -> str: # Markdown
 
 def _speed_finding(store: Store) -> str: # Markdown
     "What does a posterior cost?"
-    own, steps = _times_the_vae("gpvae", store), _times_the_vae("sa-4", store)
+    own, steps = times_the_vae("gpvae", store), times_the_vae("sa-4", store)
     return (f"**Inference is one pass.** A posterior costs {own:.1f} times the VAE's, "
             f"with four gradient steps {steps:.0f} times.")
 
@@ -158,7 +153,7 @@ def front_table(store: Store|None = None) -> pd.DataFrame:
     def line(method):
         g, m = rows[rows["method"] == method], METHODS[method]
         gap = f"{np.nanmean(report.gaps(method).amortization):.1f}" if method in report.methods else ""
-        cost = _times_the_vae(method, store)
+        cost = times_the_vae(method, store)
         return {"method": f"[{m.title}]({m.page}), `{method}`", "idea": m.idea,
                 "cost": "" if cost is None else f"{cost:.1f} ×", "ELBO": f"{g['elbo'].mean():.2f}",
                 "IWAE-100": f"{g['iwae'].mean():.2f}", "gap": gap}

@@ -24,13 +24,13 @@ import pandas as pd
 from ..checks import InputError, choose, require
 from ..data import CHOICES
 from ..files import device_name, open_folder, pick_device, read_json, write_atomically
-from ..statistics import bootstrap_interval, seed_interval, text_interval
+from ..statistics import bootstrap_interval, text_interval
 from .catalogue import STUDIES, Study, page
 from .defaults import JOBS, RUN
 from .run import TIMES, RunResult, is_finished, run_folder, runs_root, time_run
 from .spec import METHODS, RunSpec, check_spec, parent_of, set_title
 from .store import Store, checkout, select
-from .tables import likelihood_table, line_table, paired
+from .tables import likelihood_table, line_table, paired, seed_difference
 
 # %% ../../nbs/88_reproduce.ipynb #4c1bf7dc
 class _Child(NamedTuple):
@@ -245,7 +245,8 @@ def _published_error(s: _Shown) -> str: # in words, of one run
 def _difference(s: _Shown, method: str, reference: str) -> tuple[str, str]: # an answer; the interval in words
     "Whether one method is better than another, by the interval of the paired difference."
     d = paired(s.rows, s.images, method, reference)
-    low, high = seed_interval(d) if len(d) > 1 else bootstrap_interval(d)
+    low, high = bootstrap_interval(d)
+    if len(d) > 1: _, low, high = seed_difference(s.rows, s.images, method, reference)
     if low > 0: said = "**Yes, it does**"
     elif high < 0: said = "**No, it is lower**"
     else: said = "**This is not shown**"

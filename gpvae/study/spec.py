@@ -253,8 +253,9 @@ def train_config(spec: RunSpec) -> TrainConfig:
 # %% ../../nbs/80_spec.ipynb #30575bdd
 def parent_of(spec: RunSpec) -> RunSpec|None:
     "The specification whose trained decoder is held; None where the decoder is trained too."
-    method, *changes = dict(spec.settings).get("decoder", "").split(":")
-    if not method: return None
+    decoder = dict(spec.settings).get("decoder", "")
+    if not decoder: return None
+    method, *changes = decoder.split(":")
     changed, asked = dict(map(parse_setting, changes)), dict(spec.settings).get("n_train", spec.n_train)
     n_train = changed.pop("n_train", asked)
     return replace(spec, method=method, n_train=n_train, settings=tuple(changed.items()))

@@ -163,9 +163,10 @@ class Store:
     def _keep_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         path, new = self.folder / "images" / f"{name}.npz", {k.partition("_")[0] for k in arrays}
         old, draft = self._kept_arrays(name), path.with_name(f".{os.getpid()}.draft.npz")
-        write_arrays(draft, {k: v for k, v in old.items() if k.partition("_")[0] not in new} | arrays)
-        _write_summed(path, draft.read_bytes())
-        draft.unlink()
+        try:
+            write_arrays(draft, {k: v for k, v in old.items() if k.partition("_")[0] not in new} | arrays)
+            _write_summed(path, draft.read_bytes())
+        finally: draft.unlink(missing_ok=True)
 
     def _kept_arrays(self, name: str) -> dict[str, np.ndarray]: # of one file; empty where there is none
         path = self.folder / "images" / f"{name}.npz"

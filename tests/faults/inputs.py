@@ -64,7 +64,7 @@ def wrong_settings() -> Iterator[Bad]:
     for key in ("hidden", "milestones"):
         for v in {"hidden": [(), (0,), (8, 0), (1.5,)], "milestones": [(9., 3.), (3., 3.), (INF,)]}[key]:
             yield Bad("settings", f"{key}={v!r}", partial(check_spec, RunSpec(settings=((key, v),))))
-    for v in ("vae:", "vae:epochs", "vae:epochs=x", "vae:lr=0", "vae:no_such=3", "vae gpvae"): yield Bad("settings", f"decoder={v!r}", partial(check_spec, RunSpec(settings=(("decoder", v),))))
+    for v in (":", "vae:", "vae:epochs", "vae:epochs=x", "vae:lr=0", "vae:no_such=3", "vae gpvae"): yield Bad("settings", f"decoder={v!r}", partial(check_spec, RunSpec(settings=(("decoder", v),))))
     for key, v in (("lr", 0), ("lr_factor", 0), ("lr_factor", 1.1), ("max_norm", 0), ("inflation", 0), ("no_such", 1), ("", 1), (5, 1), (None, 1)):
         yield Bad("settings", f"{key}={v!r}", lambda key=key, v=v: check_spec(RunSpec(settings=((key, v),))))
 
