@@ -58,7 +58,7 @@ def bootstrap_interval(d: Float[np.ndarray, "seeds n"], # paired differences
 # %% ../nbs/07_statistics.ipynb #c7df017b
 def seed_interval(d: Float[np.ndarray, "seeds n"], # paired differences
                   level: float = 0.95,
-                  groups: Sequence[Float[np.ndarray, "seeds"]] = () # means by seed of each method, to pool
+                  groups: Sequence[Float[np.ndarray, "_"]] = () # means by seed of each method, to pool
                  ) -> tuple[float, float]:          # t interval of the mean
     "Student's t interval of the mean paired difference, over seeds and images."
     (S, n), freedom = d.shape, sum(len(g) - 1 for g in groups)

@@ -8,6 +8,7 @@ from torch import nn
 from gpvae.checks import InputError
 from gpvae.data import gather
 from gpvae.dreams import SOURCES, dream, held
+from gpvae.files import locked
 from gpvae.study.commands import refit_command
 from gpvae.study.run import load_model, run, run_folder, time_run
 from gpvae.study.spec import METHODS, RunSpec, build_model, check_spec, parent_of, refit_of, spec_hash
@@ -202,6 +203,11 @@ def test_a_refit_begins_where_its_parent_ended(tmp_path):
         assert all(torch.equal(v, new.encoder.state_dict()[k]) for k, v in old.encoder.state_dict().items())
     new = load_model(run(refit_of(PARENT, start="new", **still), tmp_path, bar=False).folder)
     assert not torch.equal(new.encoder.b.weight, old.encoder.b.weight)
+
+def test_refits_of_one_parent_run_side_by_side(tmp_path):
+    "A finished parent is only read, also while another process works on it."
+    with locked(run(PARENT, tmp_path, bar=False).folder):
+        assert run(refit_of(PARENT, epochs=1, milestones=()), tmp_path, bar=False).metrics["epochs"] == 1
 
 def test_weights_without_a_place_are_refused(tmp_path):
     with pytest.raises(InputError, match="no place.*start=new"): run(refit_of(PARENT, "sa-2", epochs=1), tmp_path, bar=False)

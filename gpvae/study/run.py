@@ -236,7 +236,9 @@ def _train_run(spec: RunSpec, splits: Splits, place: _Place) -> Trainer:
     "Train the model of a specification, after its parent, resuming from its checkpoint."
     model, parent = build_model(spec, splits.train.shape[1:]).to(place.device), parent_of(spec)
     if parent is not None:
-        folder = run(parent, place.folder.parent, str(place.device), place.bar, place.position).folder
+        runs = place.folder.parent
+        folder = run_folder(parent, runs)
+        if not is_finished(folder): run(parent, runs, str(place.device), place.bar, place.position)
         _take_over(model, load_model(folder, place.device), settings_of(spec).start)
     with _held(spec, model):
         return train(model, splits.train, splits.valid, splits.train_binarisation, train_config(spec),
