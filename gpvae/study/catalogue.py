@@ -150,7 +150,7 @@ _FRESH = dict(dreams=0., batch_size=128, epochs=32, milestones=(16., 21., 26., 2
 _CLOSING = _study("closing", "Closing the gap in one pass", {
     "VAE": _cpu("vae"),
     "full covariance": _cpu("full"),
-    "VAE, dreams in the last 30 epochs": _cpu("vae", dreams=0.5, dream_start=50.),
+    "VAE, dreams at the end": _cpu("vae", dreams=0.5, dream_start=50.),
     "VAE, refitted": refit_of(_cpu("vae")),
     "GP encoder, refitted": refit_of(_cpu("vae"), "gpvae"),
     "full covariance, refitted": refit_of(_cpu("vae"), "full"),

@@ -59,7 +59,7 @@ def test_modes_gaps_and_refits_are_of_kept_runs():
     for table, key in ((MODES, ["spec", "mode"]), (GAPS, ["spec"]), (REFITS, ["spec", "part", "fitted"])):
         assert not table.duplicated(key).any() and set(table["spec"]) <= set(runs.index)
         assert (runs.loc[table["spec"], ["method", "seed"]].to_numpy() == table[["method", "seed"]].to_numpy()).all()
-    assert (GAPS["settings"] == "").all() and (GAPS["checksum"] == runs.loc[GAPS["spec"], "checksum"].to_numpy()).all()
+    assert (GAPS["settings"].to_numpy() == runs.loc[GAPS["spec"], "settings"].to_numpy()).all() and (GAPS["checksum"] == runs.loc[GAPS["spec"], "checksum"].to_numpy()).all()
 
 def test_refits_start_from_the_bound_of_their_run():
     "Their 2000 images are the first of those that the run's bound is a mean over."
@@ -82,5 +82,6 @@ def test_gaps_are_whole():
     for r in GAPS.to_dict("records"):
         start = f"{r['spec']}_test_"
         test = {k.removeprefix(start): v for k, v in images.items() if k.startswith(start)}
-        assert {len(v) for v in test.values()} == {500} and np.isfinite(test["elbo"]).all()
+        sizes = {len(v) for v in test.values()}
+        assert sizes in ({500}, {200}) and np.isfinite(test["elbo"]).all() # 200 where seeds are compared
         assert abs(test["iwae_1.0"].mean() - r["iwae_1.0"]) < 0.01
