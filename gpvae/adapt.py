@@ -213,8 +213,7 @@ def _try(model: VAE, z_dim: int, x_shape: tuple[int, ...]) -> None:
 # %% ../nbs/76_adapt.ipynb #e9160356
 def _whole(name: str, n: Any) -> int:
     "A positive whole number of Python's or NumPy's."
-    check_kinds(int, **{name: n})
-    require(int(n) > 0, f"{name} is {n}: it must be at least 1")
+    check_kinds(int, 1, **{name: n})
     return int(n)
 
 def _check_output(output: str|None, likelihood: nn.Module) -> None:

@@ -220,7 +220,7 @@ class Bridge(NamedTuple):
     @property
     def weight(self) -> Tensor:
         "The decoder's first weight, [., Z]."
-        return next(self.model.decoder.parameters())
+        return self.model.first_weight
 
     def at(self, z: Float[Tensor, "S B Z"], value: bool = True) -> State:
         "One evaluation of the decoder."
@@ -425,7 +425,7 @@ def ais(model: VAE,
     settings = dict(binarisation=binarisation, **asdict(config), **_start_key(q0, len(x)))
     done = _Finished(path, fingerprint(model, x, index, **settings))
     if progress and len(done): progress(len(done))
-    weight = next(model.decoder.parameters())
+    weight = model.first_weight
     with frozen(model):
         for first in range(len(done), len(x), B):
             part = slice(first, first + B)
@@ -453,10 +453,10 @@ def simulate(model: VAE, n: int,
              seed: int = 0
             ) -> tuple[Float[Tensor, "N C H W"], Float[Tensor, "N Z"]]:
     "Images from the model, and the latents that made them: z is an exact sample of p(z|x)."
-    weight = next(model.decoder.parameters())
+    weight = model.first_weight
     g = torch.Generator(weight.device).manual_seed(int(seed))
     z = torch.randn(n, weight.shape[1], dtype=weight.dtype, device=weight.device, generator=g)
-    return model.likelihood.sample(model.decoder(z), g).reshape(n, *x_shape), z
+    return model.draw(z, x_shape, g), z
 
 # %% ../nbs/71_ais.ipynb #c2618c4b
 def sandwich(model: VAE, n: int,           # images to simulate

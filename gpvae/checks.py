@@ -48,10 +48,12 @@ def _is_number(value: object, kind: type) -> bool:
     if kind is int: return isinstance(value, numbers.Integral) and abs(int(value)) < 2**63
     return -1e300 < float(value) < 1e300
 
-def check_kinds(kind: type, # int or float
-                **values    # by name; of Python's or of numpy's type
+def check_kinds(kind: type,            # int or float
+                low: float|None = None, # smallest value; None: any
+                /, **values             # by name; of Python's or of numpy's type
                ) -> None:
-    "Raise `InputError` unless every value is a number of this kind."
+    "Raise `InputError` unless every value is a number of this kind, and at least `low`."
     what = "a whole number" if kind is int else "a finite number"
     for name, value in values.items():
         require(_is_number(value, kind), f"{name} is {value!r}: it must be {what}")
+        require(low is None or bool(value >= low), f"{name} is {value}: it must be at least {low}")

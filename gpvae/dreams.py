@@ -28,11 +28,11 @@ def dream(model: VAE,
     "Images drawn from the model, with noise from torch's global generator."
     n_prior = {"prior": n, "posterior": 0, "both": n // 2}[choose("source of dreams", source, SOURCES)]
     seen = x[torch.arange(n - n_prior, device=x.device) % len(x)]
+    like = model.first_weight
     with evaluating(model, gradients=True):
-        like = model.posterior(x[:1], validation=True).mean
         z = [randn((n_prior, like.shape[-1]), like)]
         if len(seen): z.append(model.posterior(seen).rsample_and_log_prob(1)[0][0])
-        return model.likelihood.sample(model.decoder(torch.cat(z))).reshape(n, *x.shape[1:]).to(x.dtype)
+        return model.draw(torch.cat(z), x.shape[1:]).to(x.dtype)
 
 # %% ../nbs/58_dreams.ipynb #6a1ac9af
 @contextmanager

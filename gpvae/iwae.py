@@ -82,11 +82,10 @@ def evaluate(model: VAE, x: Tensor,           # [N, C, H, W], uint8, or floats i
     check_pixels(x, binarisation)
     require(len(x) > 0, "no images to evaluate: the split is empty")
     rows = default_rows(x.device) if rows is None else rows
-    check_kinds(int, k=k, batch_size=batch_size, rows=rows, seed=seed)
+    check_kinds(int, k=k, seed=seed)
+    check_kinds(int, 1, batch_size=batch_size, rows=rows)
     check_kinds(float, inflation=inflation)
     require(k >= 1, f"k is {k}: IWAE needs at least one importance sample")
-    for name, n in (("batch_size", batch_size), ("rows", rows)):
-        require(n >= 1, f"{name} is {n}: it must be at least 1")
     usable = 0 < inflation < math.inf
     require(usable, f"the proposal's variance inflation is {inflation}: it must be positive and finite")
     generator, parts = torch.Generator(x.device).manual_seed(int(seed)), []

@@ -194,9 +194,7 @@ def best_gaussians(model: VAE, x: Tensor,          # [N, C, H, W], as `evaluate`
     "The best Gaussian of every image, from the method's own posterior."
     check_pixels(x, binarisation)
     require(len(x) > 0, "no images to search for: the split is empty")
-    check_kinds(int, samples=samples, batch_size=batch_size)
-    for name, n in (("samples", samples), ("batch_size", batch_size)):
-        require(n >= 1, f"{name} is {n}: it must be at least 1")
+    check_kinds(int, 1, samples=samples, batch_size=batch_size)
     generator, parts = torch.Generator(x.device).manual_seed(seed), []
     with evaluating(model, gradients=True):
         for part in x.split(batch_size):

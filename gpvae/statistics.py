@@ -76,19 +76,9 @@ def interval(d: Float[np.ndarray, "seeds n"]|None,
     return text_interval((d.mean(), *of(d)))
 
 # %% ../nbs/07_statistics.ipynb #c607a839
-def _ranks(v: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    "Ranks from 1; those that tie share their mean, and one NaN makes all of them NaN."
-    if np.isnan(v).any(): return np.full(len(v), np.nan)
-    order = np.argsort(v, kind="stable")
-    ordered, ranks = v[order], np.empty(len(v))
-    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) # of every group that ties
-    size = np.diff(np.append(first, len(v)))
-    ranks[order] = np.repeat(first + (size + 1) / 2, size)
-    return ranks
-
 def spearman(score: Float[np.ndarray, "N"], gap: Float[np.ndarray, "N"]) -> float:
     "Rank correlation."
-    return float(np.corrcoef(_ranks(score), _ranks(gap))[0, 1])
+    return float(np.corrcoef(*(pd.Series(v).rank() for v in (score, gap)))[0, 1])
 
 # %% ../nbs/07_statistics.ipynb #2205ae1c
 def auroc(inside: Float[np.ndarray, "N"], outside: Float[np.ndarray, "M"]) -> float:

@@ -53,10 +53,9 @@ class TrainConfig:
         many = isinstance(self.milestones, (tuple, list))
         require(many, f"milestones is {self.milestones!r}: it must be a tuple of epochs")
         milestones = {f"milestones[{i}]": m for i, m in enumerate(self.milestones)}
-        check_kinds(int, **at_least_one, seed=self.seed)
+        check_kinds(int, seed=self.seed)
+        check_kinds(int, 1, **at_least_one)
         check_kinds(float, **positive, **others, **milestones)
-        for name, n in at_least_one.items():
-            require(n >= 1, f"{name} is {n}: it must be at least 1")
         for name, v in positive.items():
             require(0 < v < math.inf, f"{name} is {v}: it must be positive and finite")
         for name, v in (others | milestones).items():
@@ -160,9 +159,8 @@ def validation_bound(model: VAE,
                     ) -> dict[str, float]:         # elbo and kl in nats per image, active units
     "Mean bound over images in evaluation mode, under fixed noise."
     check_pixels(x, binarisation)
-    check_kinds(int, batch_size=batch_size, seed=seed)
-    for name, n in (("the number of images", len(x)), ("batch_size", batch_size)):
-        require(n >= 1, f"{name} is {n}: it must be at least 1")
+    check_kinds(int, seed=seed)
+    check_kinds(int, 1, **{"the number of images": len(x)}, batch_size=batch_size)
     generator = torch.Generator(x.device).manual_seed(seed)
     bounds, kls, means = [], [], []
     with evaluating(model):

@@ -43,8 +43,7 @@ def scores(model: VAE,
     "All scores of every image, in evaluation mode."
     check_pixels(x, binarisation)
     require(len(x) > 0, "no images to score: the split is empty")
-    check_kinds(int, batch_size=batch_size)
-    require(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1")
+    check_kinds(int, 1, batch_size=batch_size)
     parts = []
     with evaluating(model):
         for part in x.split(batch_size):
@@ -54,7 +53,6 @@ def scores(model: VAE,
     return {name: torch.cat([p[name] for p in parts]).double().cpu().numpy() for name in parts[0]}
 
 # %% ../nbs/73_uncertainty.ipynb #fc1f2fce
-@torch.no_grad()
 def _features(model: VAE, x: Tensor, binarisation: str, batch_size: int
              ) -> tuple[Float[Tensor, "N H"], Float[Tensor, "N Z"]]: # φ, and the variances of the posterior
     "What leverage is made of."
@@ -79,6 +77,7 @@ def leverage(model: VAE,
              batch_size: int = 500
             ) -> dict[str, Float[np.ndarray, "M"]]: # "leverage", and "leverage_raw" in units of z²
     "Variance of a random last layer given the training images, relative to the posterior's and as it is."
+    check_kinds(int, 1, batch_size=batch_size)
     require(prior_scale > 0, f"prior_scale is {prior_scale}: it must be positive")
     for images in (x_train, x):
         check_pixels(images, binarisation)

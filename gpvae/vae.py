@@ -8,7 +8,7 @@ __all__ = ['DRAWN_ROWS', 'Encoder', 'AmortizedEncoder', 'Wrapper', 'ElboTerms', 
 
 # %% ../nbs/30_vae.ipynb #22fdccdb
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 import torch
@@ -171,10 +171,22 @@ class VAE(nn.Module):
             if own in (None, size): raise
             raise InputError(f"images {list(x.shape[1:])} have {size} pixels, the model's {own}") from e
 
+    @property
+    def first_weight(self) -> Tensor:
+        "The decoder's first weight, [., Z]: width, type and device of the latents."
+        return next(self.decoder.parameters())
+
+    def draw(self, z: Float[Tensor, "N Z"],
+             x_shape: Sequence[int],       # (C, H, W)
+             generator: torch.Generator|None = None
+            ) -> Float[Tensor, "N C H W"]: # pixels as the likelihood has them
+        "One image of each latent, with the noise of its pixels."
+        return self.likelihood.sample(self.decoder(z), generator).reshape(len(z), *x_shape)
+
     def _pixels(self) -> int|None: # None where the decoder does not work alone
         "Pixels of an image that the decoder makes."
         with suppress(Exception), evaluating(self):
-            weight = next(self.decoder.parameters())
+            weight = self.first_weight
             return self.decoder(weight.new_zeros(1, weight.shape[-1])).shape[-1]
 
     def terms_of(self, q: Posterior, x: Tensor, n_samples: int = 1,

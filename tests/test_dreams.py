@@ -225,7 +225,7 @@ def test_names_of_refits():
     assert spec_hash(named, "pixels") == spec_hash(padded, "pixels")
 
 @pytest.mark.parametrize("decoder, words", [(":", "not key=value"), ("vea", "decoder is 'vea'.*vea.*vae"), ("vae:epoch=3", "setting of method vae.*epoch"),
-                                            ("vae:hidden=(8,)", r"hidden is \(200, 200\).*has \(8,\)"), ("vae:epochs", "not key=value"),
+                                            ("vae:hidden=(8,)", r"hidden is \(200, 200\).*has \(8,\)"), ("vae:epochs", "not key=value"), ("vae:lr=0.1:lr=0.2", "lr is given 2 times"),
                                             ("vae:decoder=vae", "held itself")])
 def test_parents_that_cannot_be_are_refused(decoder, words):
     with pytest.raises(InputError, match=words): check_spec(RunSpec(settings=(("decoder", decoder),)))
@@ -239,3 +239,5 @@ def test_the_command_refits_a_finished_run(tmp_path, capsys):
         assert "elbo" in said and str(run_folder(refit_of(PARENT, epochs=1, milestones=()), tmp_path)) in said
     assert refit_command(["nowhere", *quick]) == 2
     assert "nowhere is no finished run" in capsys.readouterr().err
+    assert refit_command([folder.name, *quick, "--set", "epochs=2"]) == 2
+    assert "give each setting once" in capsys.readouterr().err

@@ -189,7 +189,10 @@ def refit_command(argv: Sequence[str]|None = None # None: those of the process
         folder = next((f for f in (Path(args.run), runs_root(args.runs) / args.run) if is_finished(f)), None)
         require(folder is not None, f"{args.run} is no finished run: give its folder or its name")
         before, spec = RunResult.open(folder).metrics, read_spec(folder)
-        spec = refit_of(spec, args.method, **dict(map(parse_setting, args.set)))
+        changes = dict(map(parse_setting, args.set))
+        once = len(changes) == len(args.set)
+        require(once, f"{', '.join(args.set)}: give each setting once")
+        spec = refit_of(spec, args.method, **changes)
         after = run(spec, folder.absolute().parent, args.device, not args.quiet)
         for name in ("elbo", "iwae"):
             print(f"{name:10} {before[name]:9.2f} {after.metrics[name]:9.2f} nats per image")

@@ -49,9 +49,7 @@ class GapSettings:
 
     def __post_init__(self):
         for name in ("samples", "k", "simulated", "refine_steps", "chunk"):
-            value = getattr(self, name)
-            check_kinds(int, **{name: value})
-            require(value >= 1, f"{name} is {value}: it must be at least 1")
+            check_kinds(int, 1, **{name: getattr(self, name)})
         require(isinstance(self.widths, tuple), f"widths is {self.widths!r}: pass a tuple of factors")
         for width in self.widths:
             check_kinds(float, width=width)
@@ -315,10 +313,10 @@ def refit_heads(model: VAE,                  # its encoder has heads b and c
 
 # %% ../../nbs/82_measure.ipynb #cc7ccce0
 def _bound_of(model: VAE,
-             x: Float[Tensor, "N C H W"],   # images
-             n_samples: int = 10,
-             seed: int = 0                  # of the noise
-            ) -> Float[Tensor, "N"]:        # nats
+              x: Float[Tensor, "N C H W"],   # images
+              n_samples: int = 10,
+              seed: int = 0                  # of the noise
+             ) -> Float[Tensor, "N"]:        # nats
     "ELBO of each image in evaluation mode, under fixed noise."
     generator = torch.Generator(x.device).manual_seed(seed)
     with evaluating(model):

@@ -245,8 +245,8 @@ def _published_error(s: _Shown) -> str: # in words, of one run
 def _difference(s: _Shown, method: str, reference: str) -> tuple[str, str]: # an answer; the interval in words
     "Whether one method is better than another, by the interval of the paired difference."
     d = paired(s.rows, s.images, method, reference)
-    low, high = bootstrap_interval(d)
     if len(d) > 1: _, low, high = seed_difference(s.rows, s.images, method, reference)
+    else: low, high = bootstrap_interval(d)
     if low > 0: said = "**Yes, it does**"
     elif high < 0: said = "**No, it is lower**"
     else: said = "**This is not shown**"

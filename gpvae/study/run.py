@@ -8,7 +8,6 @@ __all__ = ['COLUMNS', 'TIMES', 'runs_root', 'read_spec', 'run_images', 'RunResul
 
 # %% ../../nbs/81_run.ipynb #3e3b5db5
 import os
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from ..iwae import PerImage, evaluate
 from .spec import (PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images,
                               parent_of, settings_of, settings_text, spec_hash, train_config)
 from ..timing import posterior_ms, step_ms
-from ..train import Trainer, load_checkpoint, train, unprefixed
+from ..train import Trainer, load_checkpoint, refit, train, unprefixed
 from ..vae import VAE, evaluating
 
 # %% ../../nbs/81_run.ipynb #042c5aa4
@@ -227,10 +226,6 @@ def _take_over(model: VAE, parent: VAE, start: str # "trained" or "new"
     require(fits, "the encoder has no place for the weights of the decoder's run: set start=new")
     model.encoder.load_state_dict(given, strict=False)
 
-def _held(spec: RunSpec, model: VAE) -> AbstractContextManager:
-    "Hold decoder and likelihood where they are those of another run."
-    return nullcontext() if parent_of(spec) is None else held(model.decoder, model.likelihood)
-
 # %% ../../nbs/81_run.ipynb #73950f68
 def _train_run(spec: RunSpec, splits: Splits, place: _Place) -> Trainer:
     "Train the model of a specification, after its parent, resuming from its checkpoint."
@@ -240,10 +235,10 @@ def _train_run(spec: RunSpec, splits: Splits, place: _Place) -> Trainer:
         folder = run_folder(parent, runs)
         if not is_finished(folder): run(parent, runs, str(place.device), place.bar, place.position)
         _take_over(model, load_model(folder, place.device), settings_of(spec).start)
-    with _held(spec, model):
-        return train(model, splits.train, splits.valid, splits.train_binarisation, train_config(spec),
-                     place.folder / "checkpoint.safetensors", place.key, place.bar,
-                     f"{spec.method} seed {spec.seed}", place.position)
+    fit, config = train if parent is None else refit, train_config(spec)
+    return fit(model, splits.train, splits.valid, splits.train_binarisation, config,
+               path=place.folder / "checkpoint.safetensors", key=place.key, bar=place.bar,
+               label=f"{spec.method} seed {spec.seed}", position=place.position)
 
 def _evaluate_run(spec: RunSpec, checksum: str, trainer: Trainer, splits: Splits, place: _Place) -> None:
     "Evaluate a trained model and write its numbers down, the row last."
@@ -288,7 +283,8 @@ def time_run(folder: Path,             # of a finished run
     x = to_float(splits.test[:128], splits.eval_binarisation)
     times = {"infer_ms_batch": posterior_ms(model, x, repeats),
              "infer_ms_one": posterior_ms(model, x[:1], repeats)}
-    with _held(spec, model):
+    constant = () if parent_of(spec) is None else (model.decoder, model.likelihood)
+    with held(*constant):
         times["step_ms"] = step_ms(model, x, repeats, train_config(spec))
     named = {"spec": folder.absolute().name, "device": here}
     with locked(folder, wait=60): write_json(folder / "timing.json", times | named)

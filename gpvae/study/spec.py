@@ -256,9 +256,9 @@ def parent_of(spec: RunSpec) -> RunSpec|None:
     decoder = dict(spec.settings).get("decoder", "")
     if not decoder: return None
     method, *changes = decoder.split(":")
-    changed, asked = dict(map(parse_setting, changes)), dict(spec.settings).get("n_train", spec.n_train)
-    n_train = changed.pop("n_train", asked)
-    return replace(spec, method=method, n_train=n_train, settings=tuple(changed.items()))
+    pairs, asked = list(map(parse_setting, changes)), dict(spec.settings).get("n_train", spec.n_train)
+    changed = tuple(pair for pair in pairs if pair[0] != "n_train")
+    return replace(spec, method=method, n_train=dict(pairs).get("n_train", asked), settings=changed)
 
 # %% ../../nbs/80_spec.ipynb #121dc11a
 _REFIT = dict(dreams=0.5, epochs=80, batch_size=64, lr=1e-3, milestones=(40., 52., 64., 72.), kl_warmup=0.,
