@@ -37,6 +37,10 @@ class Posterior(ABC):
     def inflate(self, factor: float) -> "Posterior":
         "The same posterior with its variances multiplied by `factor`."
 
+    def moved(self, gradient: Float[Tensor, "B Z"], factor: float) -> "Posterior":
+        "The same posterior, its mean moved by `factor` times covariance times `gradient`."
+        raise InputError(f"a {type(self).__name__} takes no natural-gradient step: only a Gaussian does")
+
     def kl(self) -> Float[Tensor, "B"]|None:
         "KL to the prior in nats, where there is a closed form."
         return None
@@ -142,6 +146,9 @@ class DiagonalGaussian(Posterior):
         _check_factor(factor)
         return DiagonalGaussian(self.mu, self.log_sigma + 0.5 * math.log(factor))
 
+    def moved(self, gradient: Float[Tensor, "B Z"], factor: float) -> "DiagonalGaussian":
+        return DiagonalGaussian(self.mu + factor * torch.exp(2 * self.log_sigma) * gradient, self.log_sigma)
+
 # %% ../nbs/28_posteriors.ipynb #47ac93a4
 @dataclass(frozen=True)
 class FullGaussian(Posterior):
@@ -179,6 +186,10 @@ class FullGaussian(Posterior):
     def inflate(self, factor: float) -> "FullGaussian":
         _check_factor(factor)
         return FullGaussian(self.mu, math.sqrt(factor) * self.L)
+
+    def moved(self, gradient: Float[Tensor, "B Z"], factor: float) -> "FullGaussian":
+        step = self.L @ (self.L.mT @ gradient[..., None])
+        return FullGaussian(self.mu + factor * step[..., 0], self.L)
 
 # %% ../nbs/28_posteriors.ipynb #14f91330
 def systematic(log_pi: Float[Tensor, "K B"], # log weights, normalised over K

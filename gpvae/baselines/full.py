@@ -80,3 +80,8 @@ class LowRankGaussian(Posterior):
 
     def inflate(self, factor: float) -> "LowRankGaussian":
         return LowRankGaussian(self.mu, self.log_sigma + 0.5 * math.log(factor), self.V)
+
+    def moved(self, gradient: Float[Tensor, "B Z"], factor: float) -> "LowRankGaussian":
+        g = self.log_sigma.exp() * gradient
+        step = self.log_sigma.exp() * (g + torch.einsum("bzr,byr,by->bz", self.V, self.V, g))
+        return LowRankGaussian(self.mu + factor * step, self.log_sigma, self.V)

@@ -62,6 +62,9 @@ class HouseholderGaussian(Posterior):
     def inflate(self, factor: float) -> "HouseholderGaussian":
         return HouseholderGaussian(self.base.inflate(factor), self.u)
 
+    def moved(self, gradient: Float[Tensor, "B Z"], factor: float) -> "HouseholderGaussian":
+        return HouseholderGaussian(self.base.moved(self.turn_back(gradient), factor), self.u)
+
 # %% ../../nbs/52_householder.ipynb #0fdde8ac
 class HouseholderEncoder(Encoder):
     "A diagonal Gaussian turned by k reflections (Tomczak & Welling 2016)."

@@ -22,9 +22,10 @@ from ..files import commit, device_name, locked, open_folder, peak_mb, pick_devi
 from ..files import read_json, read_tensors, reading, write_json, write_tensors
 from ..iwae import PerImage, evaluate
 from .spec import (PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images,
-                              parent_of, settings_of, settings_text, spec_hash, train_config)
+                              parent_of, settings_of, settings_text, spec_hash, train_config, trained_of)
+from ..step import stepped
 from ..timing import posterior_ms, step_ms
-from ..train import Trainer, load_checkpoint, refit, train, unprefixed
+from ..train import Trainer, load_checkpoint, refit, train, unprefixed, validation_bound
 from ..vae import VAE, evaluating
 
 # %% ../../nbs/81_run.ipynb #042c5aa4
@@ -142,16 +143,22 @@ def is_finished(folder: Path) -> bool:
     return all((folder / name).exists() for name in ("spec.json", "metrics.json", "per_image.safetensors"))
 
 # %% ../../nbs/81_run.ipynb #72506303
+def _judged(spec: RunSpec, model: VAE) -> VAE:
+    "The trained model as it is judged: with a natural-gradient step if the specification says so."
+    factor = settings_of(spec).natural_step
+    return stepped(model, factor=factor) if factor else model
+
+# %% ../../nbs/81_run.ipynb #721b0e0b
 def load_model(folder: Path,                    # of a run
                device: str|torch.device = "cpu" # where the model goes
               ) -> VAE:                         # in evaluation mode
-    "The trained model of a run."
+    "The trained model of a run, as it is judged."
     written, path = _read_written(folder), folder / "checkpoint.safetensors"
     tensors, progress = load_checkpoint(path, device)
     _own(path, progress.get("key"), folder)
     model = build_model(written.spec, written.x_shape)
     model.load_state_dict(unprefixed("best.", tensors))
-    return model.to(device).eval()
+    return _judged(written.spec, model).to(device).eval()
 
 # %% ../../nbs/81_run.ipynb #dec49e4c
 def _evaluate_modes(model: VAE, x: Tensor, binarisation: str, k: int) -> dict[str, dict[str, float]]:
@@ -196,14 +203,16 @@ def _per_image(spec: RunSpec, model: VAE, splits: Splits, place: _Place) -> PerI
     return r
 
 # %% ../../nbs/81_run.ipynb #9bf03fe8
-def _learned(trainer: Trainer) -> dict[str, object]:
-    "What training says of itself."
-    best, epochs = trainer.history[trainer.best_epoch], len(trainer.history)
-    return dict(active_units=best["valid_active"], valid_elbo=best["valid_elbo"], kl=best["valid_kl"],
+def _learned(spec: RunSpec, trainer: Trainer, splits: Splits) -> dict[str, object]:
+    "What training says of itself, and validation of the model that is judged."
+    valid, epochs = unprefixed("valid_", trainer.history[trainer.best_epoch]), len(trainer.history)
+    judged = _judged(spec, trainer.model)
+    if judged is not trainer.model: valid = validation_bound(judged, splits.valid, splits.eval_binarisation)
+    return dict(active_units=valid["active"], valid_elbo=valid["elbo"], kl=valid["kl"],
                 best_epoch=trainer.best_epoch, epochs=epochs, train_seconds=trainer.seconds,
                 epoch_seconds=trainer.seconds / epochs)
 
-def _row(spec: RunSpec, checksum: str, trainer: Trainer, r: PerImage, place: _Place) -> dict[str, object]:
+def _row(spec: RunSpec, checksum: str, learned: dict, r: PerImage, place: _Place) -> dict[str, object]:
     "The row of a run."
     s = settings_of(spec)
     found = dict(elbo=r.elbo.mean().item(), iwae=r.iwae.mean().item(), ess=r.ess.mean().item(),
@@ -211,7 +220,7 @@ def _row(spec: RunSpec, checksum: str, trainer: Trainer, r: PerImage, place: _Pl
     made = dict(peak_mb=peak_mb(place.device), device=device_name(place.device), torch=torch.__version__,
                 commit=commit(), protocol=PROTOCOL, spec=place.key)
     named = dict(dataset=spec.image_set, settings=settings_text(spec.settings), checksum=checksum[:12])
-    everything = asdict(spec) | dict.fromkeys(TIMES) | _learned(trainer) | found | made | named
+    everything = asdict(spec) | dict.fromkeys(TIMES) | learned | found | made | named
     return {c: everything[c] for c in COLUMNS}
 
 # %% ../../nbs/81_run.ipynb #4613c410
@@ -227,10 +236,28 @@ def _take_over(model: VAE, parent: VAE, start: str # "trained" or "new"
     model.encoder.load_state_dict(given, strict=False)
 
 # %% ../../nbs/81_run.ipynb #73950f68
+def _check_judged(spec: RunSpec, model: VAE, splits: Splits) -> None:
+    "Raise `InputError` before training for a step that the posterior cannot take."
+    judged = _judged(spec, model)
+    if judged is model: return
+    x = to_float(splits.valid[:1], splits.eval_binarisation)
+    with evaluating(judged): judged.posterior(x)
+
+def _adopt(trained: RunSpec, place: _Place) -> None:
+    "Take the checkpoint of the run that is trained alike, which is made first if need be."
+    path = place.folder / "checkpoint.safetensors"
+    if path.exists(): return
+    folder = run(trained, place.folder.parent, str(place.device), place.bar, place.position).folder
+    tensors, progress = load_checkpoint(folder / path.name)
+    write_tensors(path, tensors, progress | {"key": place.key})
+
+# %% ../../nbs/81_run.ipynb #36e605cc
 def _train_run(spec: RunSpec, splits: Splits, place: _Place) -> Trainer:
     "Train the model of a specification, after its parent, resuming from its checkpoint."
     model, parent = build_model(spec, splits.train.shape[1:]).to(place.device), parent_of(spec)
-    if parent is not None:
+    _check_judged(spec, model, splits)
+    if trained_of(spec) != spec: _adopt(trained_of(spec), place)
+    elif parent is not None:
         runs = place.folder.parent
         folder = run_folder(parent, runs)
         if not is_finished(folder): run(parent, runs, str(place.device), place.bar, place.position)
@@ -242,9 +269,11 @@ def _train_run(spec: RunSpec, splits: Splits, place: _Place) -> Trainer:
 
 def _evaluate_run(spec: RunSpec, checksum: str, trainer: Trainer, splits: Splits, place: _Place) -> None:
     "Evaluate a trained model and write its numbers down, the row last."
-    r, x = _per_image(spec, trainer.model, splits, place), splits.test[:settings_of(spec).n_test]
-    modes = _evaluate_modes(trainer.model, x, splits.eval_binarisation, settings_of(spec).k)
-    write_json(place.folder / "metrics.json", _row(spec, checksum, trainer, r, place) | {"modes": modes})
+    model, s = _judged(spec, trainer.model), settings_of(spec)
+    r = _per_image(spec, model, splits, place)
+    modes = _evaluate_modes(model, splits.test[:s.n_test], splits.eval_binarisation, s.k)
+    row = _row(spec, checksum, _learned(spec, trainer, splits), r, place)
+    write_json(place.folder / "metrics.json", row | {"modes": modes})
 
 # %% ../../nbs/81_run.ipynb #7fc59a73
 def run(spec: RunSpec,

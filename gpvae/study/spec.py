@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BUDGETS', 'PROTOCOL', 'Method', 'method_options', 'Settings', 'RunSpec', 'set_title', 'parse_setting',
-           'settings_text', 'settings_of', 'options_of', 'train_config', 'parent_of', 'refit_of', 'check_spec',
-           'load_images', 'build_model', 'spec_hash']
+           'settings_text', 'settings_of', 'options_of', 'train_config', 'trained_of', 'parent_of', 'refit_of',
+           'check_spec', 'load_images', 'build_model', 'spec_hash']
 
 # %% ../../nbs/80_spec.ipynb #a23d55d2
 import ast
@@ -161,6 +161,7 @@ class Settings:
     checkpoint_seconds: float = _setting(5., 0)         # at least so long between two checkpoints
     k: int = _setting(100, 1)                           # importance samples of the test log-likelihood
     inflation: float = _setting(1., 0, above=True)      # factor on the variances of the importance proposal
+    natural_step: float = _setting(0., 0, 1)            # factor of a step at test time; 0: none
 
 # %% ../../nbs/80_spec.ipynb #5177bba7
 BUDGETS = {
@@ -250,6 +251,13 @@ def train_config(spec: RunSpec) -> TrainConfig:
     names = {f.name for f in fields(TrainConfig)} - {"seed"}
     return TrainConfig(seed=spec.seed, **{name: getattr(s, name) for name in names})
 
+# %% ../../nbs/80_spec.ipynb #cbcb48bd
+def trained_of(spec: RunSpec) -> RunSpec: # the same where nothing is changed
+    "The specification of the training alone, judged as usual."
+    plain = Settings()
+    unusual = lambda key, value: key in ("inflation", "natural_step") and value != getattr(plain, key)
+    return replace(spec, settings=tuple(pair for pair in spec.settings if not unusual(*pair)))
+
 # %% ../../nbs/80_spec.ipynb #30575bdd
 def parent_of(spec: RunSpec) -> RunSpec|None:
     "The specification whose trained decoder is held; None where the decoder is trained too."
@@ -258,7 +266,8 @@ def parent_of(spec: RunSpec) -> RunSpec|None:
     method, *changes = decoder.split(":")
     pairs, asked = list(map(parse_setting, changes)), dict(spec.settings).get("n_train", spec.n_train)
     changed = tuple(pair for pair in pairs if pair[0] != "n_train")
-    return replace(spec, method=method, n_train=dict(pairs).get("n_train", asked), settings=changed)
+    n_train = dict(pairs).get("n_train", asked)
+    return trained_of(replace(spec, method=method, n_train=n_train, settings=changed))
 
 # %% ../../nbs/80_spec.ipynb #121dc11a
 _REFIT = dict(dreams=0.5, epochs=80, batch_size=64, lr=1e-3, milestones=(40., 52., 64., 72.), kl_warmup=0.,
