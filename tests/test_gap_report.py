@@ -15,7 +15,7 @@ from gpvae.study.gaps import _rounded, _finished_runs, gap_report
 from gpvae.study.measure import GapSettings, measure_run, measure_split
 from gpvae.study.run import run
 from gpvae.study.spec import BUDGETS, RunSpec, Settings
-from gpvae.study.verdict import (Report, _refined_elbo, _closing_text, decomposition, generalisation_table, margins_text, opening,
+from gpvae.study.verdict import (Report, _refined_elbo, _closing_text, decomposition, generalisation_table, margins_text, opening, reliability,
                                  _ranking_text, read_report, _refinement_curve, refinement_curves, verdict, width_table)
 from toys import bernoulli_model, gp_encoder, seeded
 
@@ -56,6 +56,20 @@ def test_a_free_score_may_be_used_with_its_sign_turned():
     "One that falls where the gap grows is no worse than one that rises."
     up, down = judge(made_up(knows=0.05, free=3.)), judge(made_up(knows=0.05, free=-3.))
     assert not up.ranks_better and not down.ranks_better and down.rho["kl"][0] > 0.8 and up.choice.free == down.choice.free == "kl"
+
+def test_a_doubt_in_nats_is_judged_by_the_diagonal():
+    "Scaled on validation images, a doubt that is the gap in other units expects what is measured; one that is the same for all expects the mean."
+    report, rng = made_up(), np.random.default_rng(1)
+    def with_doubt(doubt):
+        gaps = {s: report.gaps("gpvae", s).amortization for s in ("test", "valid")}
+        return report._replace(images=report.images | {f"b_{s}_score_{k}": part * doubt(g) for s, g in gaps.items() for k, part in (("f_relative", 1.), ("g", 0.25))})
+    factor, t = reliability(with_doubt(lambda gap: gap / 5), "gpvae")
+    assert factor == pytest.approx(5 / 0.75) and t["images"].sum() == 200
+    np.testing.assert_allclose(t["expected"], t["gap"])
+    factor, t = reliability(with_doubt(lambda gap: 3 + 1e-3 * rng.normal(size=len(gap))), "gpvae")
+    np.testing.assert_allclose(t["expected"], report.gaps("gpvae", "valid").amortization.mean(), rtol=2e-3)
+    factor, t = reliability(report, "gpvae", "f")
+    assert factor == pytest.approx(1, abs=0.05) and np.abs(t["expected"] - t["gap"]).max() < 0.1
 
 def test_three_sentences_open_the_page():
     report = made_up()

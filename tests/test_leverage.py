@@ -1,5 +1,7 @@
 "Leverage, and the identity of the doubt: what a random last layer knows of an image, and what it cannot."
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ from gpvae.checks import InputError
 from gpvae.gp_encoder import GPEncoder, RandomLinear
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
+from gpvae.study.run import load_model, run
+from gpvae.study.spec import RunSpec, trained_of
 from gpvae.uncertainty import leverage
 from gpvae.vae import VAE, AmortizedEncoder
-from toys import Call, seeded
+from toys import Call, binary_images, gp_encoder, seeded
 
 SHAPE = (1, 4, 4)
 
@@ -87,3 +91,33 @@ def test_the_doubt_at_the_optimum_counts_weights(tau, N):
     optimizer.step(closure)
     assert doubt().item() == pytest.approx((layer.effective() / (2 * tau * N)).item(), rel=1e-3)
     assert 0 < layer.effective() < 12
+
+# --- heat: the doubt on another scale -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full", "none"])
+def test_a_heated_copy_has_the_variance_times_the_factor(covariance):
+    "And the same mean functions; the original is as it was."
+    encoder = gp_encoder(covariance=covariance).eval()
+    if covariance == "full": encoder.W.cov.lower.data.normal_(generator=seeded(2))
+    x, before = binary_images(5), torch.cat([v.double().flatten() for v in encoder.state_dict().values()])
+    hot = encoder.heated(6.5)
+    a, b = encoder.functions(x), hot.functions(x)
+    torch.testing.assert_close((b.f_var, b.g_var), (6.5 * a.f_var, 6.5 * a.g_var))
+    torch.testing.assert_close((b.f_mean, b.g_mean), (a.f_mean, a.g_mean))
+    assert torch.equal(before, torch.cat([v.double().flatten() for v in encoder.state_dict().values()]))
+    with pytest.raises(InputError, match="factor is 0"): encoder.heated(0)
+
+def test_doubt_in_nats():
+    u = gp_encoder().eval().uncertainty(binary_images(5))
+    torch.testing.assert_close(u.nats, u.f_relative / 2 + u.g)
+
+TINY = (("hidden", (16,)), ("epochs", 3), ("kl_warmup", 0.), ("n_valid", 50), ("n_test", 60))
+
+def test_a_run_judged_with_heat_is_trained_once(tmp_path):
+    plain = RunSpec("digits", "gpvae", 3, 0, "smoke", n_train=100, settings=TINY)
+    hot = dataclasses.replace(plain, settings=(*TINY, ("heat", 8.)))
+    result = run(hot, tmp_path, bar=False)
+    old, new = load_model(run(plain, tmp_path, bar=False).folder).encoder, load_model(result.folder).encoder
+    torch.testing.assert_close(new.W.cov.log_scale, old.W.cov.log_scale + 0.5 * np.log(8.))
+    assert torch.equal(new.b.weight, old.b.weight) and trained_of(hot) == plain
+    with pytest.raises(InputError, match="vae has no random functions"): run(dataclasses.replace(hot, method="vae"), tmp_path, bar=False)

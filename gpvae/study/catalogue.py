@@ -145,18 +145,48 @@ _CURVE = Study("learning_curve", "The learning curve", tuple(
     for seed in range(3) for m in ("vae", "vae-dropout", "gpvae-mean", "gpvae")))
 
 # %% ../../nbs/84_catalogue.ipynb #a80ceac6
-_ANEW = dict(trunk=(1000, 1000), start="new", dreams=0.75, epochs=30, milestones=(15., 19., 24., 27.))
-_FRESH = dict(dreams=0., batch_size=128, epochs=32, milestones=(16., 21., 26., 29.)) # as many steps
+_STEP = dict(natural_step=0.5)
 _CLOSING = _study("closing", "Closing the gap in one pass", {
     "VAE": _cpu("vae"),
+    "VAE, a step": _cpu("vae", **_STEP),
     "full covariance": _cpu("full"),
     "VAE, dreams at the end": _cpu("vae", dreams=0.5, dream_start=50.),
     "VAE, refitted": refit_of(_cpu("vae")),
+    "VAE, refitted, a step": refit_of(_cpu("vae"), **_STEP),
     "GP encoder, refitted": refit_of(_cpu("vae"), "gpvae"),
     "full covariance, refitted": refit_of(_cpu("vae"), "full"),
-    "full covariance, 1000-1000, anew": refit_of(_cpu("vae"), "full", **_ANEW),
-    "VAE, 40000 fresh images": refit_of(_cpu("vae", 10_000), n_train=50_000, **_FRESH),
+    "full covariance, refitted, a step": refit_of(_cpu("vae"), "full", **_STEP),
 }, seeds=3)
+
+# %% ../../nbs/84_catalogue.ipynb #4642d7bc
+def _anew(method: str, width: int, epochs: int, **settings) -> RunSpec: # on the decoder of the VAE
+    "A new encoder on the decoder of the VAE."
+    milestones = tuple(round(part * epochs, 2) for part in (0.5, 0.625, 0.8, 0.9))
+    return refit_of(_cpu("vae"), method, trunk=(width, width), start="new", dreams=0.75, epochs=epochs,
+                    milestones=milestones, **settings)
+
+_WIDTHS, _EPOCHS = (250, 500, 1000), (8, 16, 32) # of the study of capacity
+_FRESH = dict(dreams=0., batch_size=128, epochs=32, milestones=(16., 21., 26., 29.)) # as many steps
+_CAPACITY = _study("capacity", "Steps and width of the encoder", {
+    **{f"{w}-{w}, {e} epochs": _anew("vae", w, e) for w in _WIDTHS for e in _EPOCHS},
+    **{f"{w}-{w}, {_EPOCHS[-1]} epochs, a step": _anew("vae", w, _EPOCHS[-1], **_STEP) for w in _WIDTHS},
+    "full covariance, 1000-1000": _anew("full", 1000, _EPOCHS[-1]),
+    "full covariance, 1000-1000, a step": _anew("full", 1000, _EPOCHS[-1], **_STEP),
+    "40000 fresh images": refit_of(_cpu("vae", 10_000), n_train=50_000, **_FRESH),
+})
+
+# %% ../../nbs/84_catalogue.ipynb #2005f28b
+_GREY = RunSpec("mnist", "vae", 20, 0, "cpu", "gaussian", settings=(("weight_decay", 0.02),))
+def _and_step(spec: RunSpec) -> RunSpec: return replace(spec, settings=(*spec.settings, *_STEP.items()))
+_ELSEWHERE = _study("elsewhere", "More images, and grey ones", {
+    "50000 images: VAE": _cpu("vae", 50_000),
+    "50000 images: VAE, a step": _cpu("vae", 50_000, **_STEP),
+    "grey: VAE": _GREY,
+    "grey: VAE, a step": _and_step(_GREY),
+    "grey: VAE, refitted": refit_of(_GREY, dream_source="posterior"),
+    "grey: full covariance, refitted": refit_of(_GREY, "full", dream_source="posterior"),
+    "grey: full covariance, refitted, a step": _and_step(refit_of(_GREY, "full", dream_source="posterior")),
+})
 
 # %% ../../nbs/84_catalogue.ipynb #e4d2a24e
 _TRIES = { # of each family
@@ -181,6 +211,6 @@ def _search(name: str, title: str, tries: dict[str, list[dict]], n_train: int|No
     specs = tuple(_cpu(m, n_train, **schedule | t) for m, t in pairs)
     return Study(name, title, specs, tuple(settings_text(tuple(t.items())) or "preset" for _, t in pairs))
 
-STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE, _CLOSING,
+STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE, _CLOSING, _CAPACITY, _ELSEWHERE,
                                _search("search", "Short tries", _TRIES, 5000, **_SHORT),
                                _search("finals", "Finals", _FINALS, None, milestones=()))}

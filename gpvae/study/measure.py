@@ -329,7 +329,7 @@ def doubt(model: VAE,
     "The cost of an answer that is off by as much as the random functions hold possible."
     with evaluating(model):
         u = model.encoder.uncertainty(x)
-        return 0. if u is None else (0.5 * u.f_relative + u.g).mean().item()
+        return 0. if u is None else u.nats.mean().item()
 
 # %% ../../nbs/82_measure.ipynb #21d522b5
 def refit_rows(folder: Path,     # of a finished run

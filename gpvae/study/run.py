@@ -20,6 +20,7 @@ from ..data import ImageSet, Splits, prepare_splits, to_float
 from ..dreams import held
 from ..files import commit, device_name, locked, open_folder, peak_mb, pick_device
 from ..files import read_json, read_tensors, reading, write_json, write_tensors
+from ..gp_encoder import GPEncoder
 from ..iwae import PerImage, evaluate
 from .spec import (PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images,
                               parent_of, settings_of, settings_text, spec_hash, train_config, trained_of)
@@ -144,9 +145,13 @@ def is_finished(folder: Path) -> bool:
 
 # %% ../../nbs/81_run.ipynb #72506303
 def _judged(spec: RunSpec, model: VAE) -> VAE:
-    "The trained model as it is judged: with a natural-gradient step if the specification says so."
-    factor = settings_of(spec).natural_step
-    return stepped(model, factor=factor) if factor else model
+    "The trained model as it is judged: with more doubt or a natural-gradient step, if that is asked for."
+    s, encoder = settings_of(spec), model.encoder
+    if s.heat != 1:
+        random = isinstance(encoder, GPEncoder) and encoder.random
+        require(random, f"heat is {s.heat}: {spec.method} has no random functions, leave it at 1")
+        model = VAE(encoder.heated(s.heat), model.decoder, model.likelihood)
+    return stepped(model, factor=s.natural_step) if s.natural_step else model
 
 # %% ../../nbs/81_run.ipynb #721b0e0b
 def load_model(folder: Path,                    # of a run

@@ -162,6 +162,7 @@ class Settings:
     k: int = _setting(100, 1)                           # importance samples of the test log-likelihood
     inflation: float = _setting(1., 0, above=True)      # factor on the variances of the importance proposal
     natural_step: float = _setting(0., 0, 1)            # factor of a step at test time; 0: none
+    heat: float = _setting(1., 0, above=True)           # factor on the doubt of random functions at test time
 
 # %% ../../nbs/80_spec.ipynb #5177bba7
 BUDGETS = {
@@ -255,7 +256,8 @@ def train_config(spec: RunSpec) -> TrainConfig:
 def trained_of(spec: RunSpec) -> RunSpec: # the same where nothing is changed
     "The specification of the training alone, judged as usual."
     plain = Settings()
-    unusual = lambda key, value: key in ("inflation", "natural_step") and value != getattr(plain, key)
+    judging = ("inflation", "natural_step", "heat")
+    unusual = lambda key, value: key in judging and value != getattr(plain, key)
     return replace(spec, settings=tuple(pair for pair in spec.settings if not unusual(*pair)))
 
 # %% ../../nbs/80_spec.ipynb #30575bdd

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Report', 'read_report', 'Choice', 'chosen', 'Judgement', 'verdict', 'margins_text', 'opening', 'setup_text',
-           'decomposition', 'gap_parts', 'generalisation_table', 'width_table', 'calibration', 'refinement_curves']
+           'decomposition', 'gap_parts', 'generalisation_table', 'width_table', 'calibration', 'reliability',
+           'refinement_curves']
 
 # %% ../../nbs/87_verdict.ipynb #5aa3032b
 from dataclasses import replace
@@ -282,6 +283,21 @@ def calibration(r: Report, method: str) -> dict[str, pd.DataFrame]: # score -> l
     valid, test = choice.signed(r.scores(method, "valid")), choice.signed(r.scores(method))
     gap, names = r.gaps(method).amortization, (choice.process, choice.free)
     return {k: by_decile(test[k], gap, decile_edges(valid[k])) for k in names}
+
+# %% ../../nbs/87_verdict.ipynb #c6bff6f5
+def reliability(r: Report, method: str,
+                score: str = "doubt"    # or the name of a score
+               ) -> tuple[float, pd.DataFrame]: # the factor, and columns expected, gap, error, images
+    "A score, scaled on validation images to their mean gap, against the gap of test images, by tenths."
+    def of(split):
+        s = r.scores(method, split)
+        return 0.5 * s["f_relative"] + s["g"] if score == "doubt" else s[score]
+    valid, test, gap = of("valid"), of("test"), r.gaps(method).amortization
+    edges = decile_edges(valid)
+    factor = float(np.nanmean(r.gaps(method, "valid").amortization) / valid.mean())
+    table = by_decile(test, gap, edges)
+    table.insert(0, "expected", by_decile(test, factor * test, edges)["gap"])
+    return factor, table
 
 # %% ../../nbs/87_verdict.ipynb #7d8a36ca
 _FRACTIONS = (0., 0.1, 0.2, 0.4, 0.7, 1.)

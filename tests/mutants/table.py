@@ -394,6 +394,12 @@ MUTANTS = [
     Mutant("all weights effective", "gp_encoder:RandomLinear.effective", "leverage::test_effective_weights_are_the_trace_of_what_the_data_decide",
            "self.mean.numel() -",
            "self.mean.numel() + 0 *"),
+    Mutant("heat of the width", "gp_encoder:_DiagonalCovariance.heat", "leverage::test_a_heated_copy_has_the_variance_times_the_factor",
+           "0.5 * math.log(factor)",
+           "math.log(factor)"),
+    Mutant("reliability on the images that it judges", "study/verdict:reliability", "gap_report::test_a_doubt_in_nats_is_judged_by_the_diagonal",
+           'factor = float(np.nanmean(r.gaps(method, "valid").amortization) / valid.mean())',
+           "factor = float(np.nanmean(gap) / test.mean())"),
     # dreams
     Mutant("dreams teach the decoder", "train:_backward_with_dreams",
            "dreams::test_gradients_of_dreams_reach_the_encoder_in_their_share",
