@@ -9,7 +9,7 @@ __all__ = ['NaturalStep', 'stepped']
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .checks import require
+from .checks import check_kinds, require
 from .data import check_pixels, to_float
 from .posteriors import Posterior
 from .vae import VAE, Encoder, LogJoint, Wrapper, evaluating
@@ -24,20 +24,24 @@ def _gradient_at_mean(log_joint: LogJoint, q: Posterior
 
 # %% ../nbs/59_step.ipynb #1f8a7fb2
 class NaturalStep(Wrapper):
-    "In evaluation, one natural-gradient step from the posterior of another encoder."
+    "In evaluation, natural-gradient steps from the posterior of another encoder."
     needs_grad = True
     def __init__(self, start: Encoder,      # returns a Gaussian
-                 factor: float = 0.5):      # η
+                 factor: float = 0.5,       # η
+                 steps: int = 1):           # one after the other, each with its own gradient
         super().__init__(start)
         require(0 < factor <= 1, f"factor is {factor}: it must be above 0 and at most 1")
-        self.factor = factor
+        check_kinds(int, 1, steps=steps)
+        self.factor, self.steps = factor, steps
 
     def forward(self, x: Tensor, log_joint: LogJoint) -> Posterior:
         q = self.start(x, log_joint)
         if self.training: return q
         allowed = not torch.is_inference_mode_enabled()
         require(allowed, "no gradient in inference mode: evaluate under torch.no_grad()")
-        return q.moved(_gradient_at_mean(log_joint, q), self.factor)
+        for _ in range(self.steps):
+            q = q.moved(_gradient_at_mean(log_joint, q), self.factor)
+        return q
 
 # %% ../nbs/59_step.ipynb #a79eb31f
 _FACTORS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.)
@@ -50,9 +54,9 @@ def _bound_at(model: VAE, x: Tensor, binarisation: str, samples: int) -> float: 
         parts = [model.elbo(to_float(part, binarisation), samples, generator) for part in x.split(500)]
     return torch.cat(parts).mean().item()
 
-def _with_step(model: VAE, factor: float) -> VAE:
-    "The model with a step, training or not as it was."
-    encoder = NaturalStep(model.encoder, factor)
+def _with_step(model: VAE, factor: float, steps: int) -> VAE:
+    "The model with its steps, training or not as it was."
+    encoder = NaturalStep(model.encoder, factor, steps)
     wrapped = VAE(encoder, model.decoder, model.likelihood)
     wrapped.training = encoder.training = model.training
     return wrapped
@@ -62,11 +66,12 @@ def stepped(model: VAE,                      # trained, with a Gaussian posterio
             x_valid: Tensor|None = None,     # [N, C, H, W] as `evaluate` takes them: these choose η
             binarisation: str = "static",    # of them: "static", "none" or "floats"
             factor: float = 0.5,             # η where no images choose it
+            steps: int = 1,                  # one after the other
             samples: int = 10                # of z per image, to choose
            ) -> VAE:                         # with the parts of `model`; its encoder has `factor`
-    "The model whose encoder takes a natural-gradient step at test time."
-    if x_valid is None: return _with_step(model, factor)
+    "The model whose encoder takes natural-gradient steps at test time."
+    if x_valid is None: return _with_step(model, factor, steps)
     check_pixels(x_valid, binarisation)
     require(len(x_valid) > 0, "no images to choose by: the split is empty")
-    models = [_with_step(model, eta) for eta in _FACTORS]
+    models = [_with_step(model, eta, steps) for eta in _FACTORS]
     return max(models, key=lambda m: _bound_at(m, x_valid, binarisation, samples))

@@ -64,6 +64,14 @@ def test_a_gaussian_moves_along_its_own_covariance(q):
     close(moved.log_prob(z), q.log_prob(z - moved.mean + q.mean))
     assert type(moved) is type(q)
 
+def test_steps_follow_one_another():
+    "Each from where the last one ended: two of η leave (1 - η)² of the error."
+    lg = LinearGaussian()
+    x, model = lg.images(7), far_off(lg, torch.linalg.cholesky(lg.cov))
+    q = stepped(model, factor=0.4, steps=2).posterior(x)
+    close(lg.mean(x) - q.mean, 0.36 * (lg.mean(x) - model.posterior(x).mean))
+    with pytest.raises(InputError, match="steps is 0"): stepped(model, steps=0)
+
 def test_a_mixture_says_that_it_takes_no_step():
     q = GaussianMixture(torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.full((2, 5), 0.5).log())
     with pytest.raises(InputError, match="GaussianMixture takes no natural-gradient step"): q.moved(torch.zeros(5, 3), 0.5)

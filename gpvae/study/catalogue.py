@@ -177,15 +177,20 @@ _CAPACITY = _study("capacity", "Steps and width of the encoder", {
 
 # %% ../../nbs/84_catalogue.ipynb #2005f28b
 _GREY = RunSpec("mnist", "vae", 20, 0, "cpu", "gaussian", settings=(("weight_decay", 0.02),))
-def _and_step(spec: RunSpec) -> RunSpec: return replace(spec, settings=(*spec.settings, *_STEP.items()))
+def _and_step(spec: RunSpec, **more) -> RunSpec:
+    return replace(spec, settings=(*spec.settings, *_STEP.items(), *more.items()))
+
 _ELSEWHERE = _study("elsewhere", "More images, and grey ones", {
     "50000 images: VAE": _cpu("vae", 50_000),
     "50000 images: VAE, a step": _cpu("vae", 50_000, **_STEP),
     "grey: VAE": _GREY,
     "grey: VAE, a step": _and_step(_GREY),
+    "grey: VAE, two steps": _and_step(_GREY, natural_steps=2),
     "grey: VAE, refitted": refit_of(_GREY, dream_source="posterior"),
     "grey: full covariance, refitted": refit_of(_GREY, "full", dream_source="posterior"),
     "grey: full covariance, refitted, a step": _and_step(refit_of(_GREY, "full", dream_source="posterior")),
+    "grey: full covariance, refitted, two steps": _and_step(
+        refit_of(_GREY, "full", dream_source="posterior"), natural_steps=2),
 })
 
 # %% ../../nbs/84_catalogue.ipynb #e4d2a24e

@@ -151,7 +151,8 @@ def _judged(spec: RunSpec, model: VAE) -> VAE:
         random = isinstance(encoder, GPEncoder) and encoder.random
         require(random, f"heat is {s.heat}: {spec.method} has no random functions, leave it at 1")
         model = VAE(encoder.heated(s.heat), model.decoder, model.likelihood)
-    return stepped(model, factor=s.natural_step) if s.natural_step else model
+    if not s.natural_step: return model
+    return stepped(model, factor=s.natural_step, steps=s.natural_steps)
 
 # %% ../../nbs/81_run.ipynb #721b0e0b
 def load_model(folder: Path,                    # of a run

@@ -161,7 +161,8 @@ class Settings:
     checkpoint_seconds: float = _setting(5., 0)         # at least so long between two checkpoints
     k: int = _setting(100, 1)                           # importance samples of the test log-likelihood
     inflation: float = _setting(1., 0, above=True)      # factor on the variances of the importance proposal
-    natural_step: float = _setting(0., 0, 1)            # factor of a step at test time; 0: none
+    natural_step: float = _setting(0., 0, 1)            # factor of steps at test time; 0: none
+    natural_steps: int = _setting(1, 1)                 # how many, if any
     heat: float = _setting(1., 0, above=True)           # factor on the doubt of random functions at test time
 
 # %% ../../nbs/80_spec.ipynb #5177bba7
@@ -256,7 +257,7 @@ def train_config(spec: RunSpec) -> TrainConfig:
 def trained_of(spec: RunSpec) -> RunSpec: # the same where nothing is changed
     "The specification of the training alone, judged as usual."
     plain = Settings()
-    judging = ("inflation", "natural_step", "heat")
+    judging = ("inflation", "natural_step", "natural_steps", "heat")
     unusual = lambda key, value: key in judging and value != getattr(plain, key)
     return replace(spec, settings=tuple(pair for pair in spec.settings if not unusual(*pair)))
 
