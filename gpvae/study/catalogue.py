@@ -186,7 +186,6 @@ _ELSEWHERE = _study("elsewhere", "More images, and grey ones", {
     "grey: VAE": _GREY,
     "grey: VAE, a step": _and_step(_GREY),
     "grey: VAE, two steps": _and_step(_GREY, natural_steps=2),
-    "grey: VAE, refitted": refit_of(_GREY, dream_source="posterior"),
     "grey: full covariance, refitted": refit_of(_GREY, "full", dream_source="posterior"),
     "grey: full covariance, refitted, a step": _and_step(refit_of(_GREY, "full", dream_source="posterior")),
     "grey: full covariance, refitted, two steps": _and_step(
