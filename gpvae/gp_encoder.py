@@ -69,8 +69,18 @@ class Standardised(Features):
         shift, scale = self.shift_and_scale()
         return (phi - shift) * scale
 
+
+class _OwnStandardised(Standardised):
+    "The same for features that are trained by what ψ does: in training by the moments of the batch."
+    def forward(self, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+        if not self.training or len(phi) < 2: return super().forward(phi)
+        var = phi.var(0, correction=0)
+        scale = torch.rsqrt((var + self.eps * var.mean() + 1e-12) * phi.shape[1])
+        return (phi - phi.mean(0)) * scale
+
 # %% ../nbs/40_gp_encoder.ipynb #7c8f601d
 _FEATURES = {"layernorm": _LayerNormalised, "standardised": Standardised, "raw": Features}
+_OWN_FEATURES = _FEATURES | {"standardised": _OwnStandardised}
 
 # %% ../nbs/40_gp_encoder.ipynb #cc526fa5
 class _DiagonalCovariance(nn.Module):
@@ -240,7 +250,8 @@ class GPEncoder(Encoder):
             require(value > 0, f"{name} is {value}: it must be positive")
         self.mode = choose("test-time mode", mode, ("mean", "marginal", "mixture"))
         self.trunk, self.kernel_trunk = trunk, copy.deepcopy(trunk) if own_features else None
-        self.features = _FEATURES[choose("features", features, _FEATURES)](h_dim)
+        kinds = _OWN_FEATURES if own_features else _FEATURES
+        self.features = kinds[choose("features", features, kinds)](h_dim)
         self.b, self.c = (nn.Linear(h_dim, z_dim) for _ in "bc")
         sizes = h_dim, z_dim, covariance, prior_scale, learn_prior_scale
         self.W, self.U = RandomLinear(*sizes), RandomLinear(*sizes)

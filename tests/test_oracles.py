@@ -248,6 +248,20 @@ def test_features_of_their_own_take_the_gradient_of_the_variance():
     encoder.functions(x).f_var.sum().backward()
     assert all(p.grad is None for p in encoder.trunk.parameters()) and all(p.grad.abs().sum() > 0 for p in encoder.kernel_trunk.parameters())
 
+def test_nothing_is_gained_by_shrinking_features_of_their_own():
+    "In training ψ is the same for φ on another scale, so no gradient points that way; running estimates would be pulled to nothing."
+    encoder = gp_encoder(own_features=True, features="standardised").train()
+    phi = torch.randn(9, 4, generator=seeded(3), dtype=F64, requires_grad=True)
+    psi = encoder.features(phi)
+    close(encoder.features(0.01 * phi + 5), psi, 1e-6)
+    radial = lambda psi: (torch.autograd.grad(psi.square() @ torch.arange(1., 5, dtype=F64) @ torch.arange(1., 10, dtype=F64), phi)[0] * (phi - phi.mean(0))).sum(0)
+    shared = gp_encoder(features="standardised").train().features
+    shared.update(phi)
+    assert (radial(psi).abs() < 0.05 * radial(shared(phi)).abs()).all()
+    encoder.features.update(phi)
+    close(encoder.eval().features(phi), shared(phi))
+    assert encoder.train().features(phi[:1]).isfinite().all() # the moments of one image say nothing
+
 def test_objective_divides_the_weight_kl():
     encoder = gp_encoder(temperature=4.)
     expected = (encoder.W.kl() + encoder.U.kl()) / (4 * 50)

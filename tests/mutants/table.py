@@ -400,6 +400,9 @@ MUTANTS = [
     Mutant("reliability on the images that it judges", "study/verdict:reliability", "gap_report::test_a_doubt_in_nats_is_judged_by_the_diagonal",
            'factor = float(np.nanmean(r.gaps(method, "valid").amortization) / valid.mean())',
            "factor = float(np.nanmean(gap) / test.mean())"),
+    Mutant("features of their own shrink", "gp_encoder:_OwnStandardised.forward", "oracles::test_nothing_is_gained_by_shrinking_features_of_their_own",
+           "len(phi) < 2",
+           "len(phi) > 0"),
     # dreams
     Mutant("dreams teach the decoder", "train:_backward_with_dreams",
            "dreams::test_gradients_of_dreams_reach_the_encoder_in_their_share",
