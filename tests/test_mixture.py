@@ -86,6 +86,19 @@ def test_weights_start_equal():
     model = build_model(RunSpec(method="me-4", z_dim=2, likelihood="bernoulli", settings=(("hidden", (8, 8)),)), (1, 4, 4))
     torch.testing.assert_close(model.posterior(binary_images(5, dtype=torch.float32)).log_pi.exp(), torch.full((4, 5), 0.25))
 
+def test_a_floor_keeps_every_component():
+    "Its share of the weights is equal; at 1 all are. A component that the network gives up keeps its gradient."
+    model, x = bernoulli_model(encoder(n_components=3)), binary_images(5)
+    free = model.posterior(x).log_pi.exp()
+    for floor in (0.3, 1.):
+        model.encoder.floor = floor
+        close(model.posterior(x).log_pi.exp(), (1 - floor) * free + floor / 3)
+    model.encoder.floor = 0.3
+    model.encoder.logits.bias.data[0] = -1000.
+    model.elbo(x).sum().backward()
+    assert model.encoder.components[0].b.weight.grad.abs().sum() > 0
+    with pytest.raises(InputError, match="floor is 2"): encoder(n_components=2, floor=2.)
+
 def test_mixture_of_some_gaussians():
     q = [DiagonalGaussian(torch.randn(5, 2, dtype=F64), torch.randn(5, 2, dtype=F64)) for _ in range(3)]
     m = mixture(q, torch.full((3, 5), -math.log(3), dtype=F64))

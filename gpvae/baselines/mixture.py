@@ -56,12 +56,17 @@ class MixtureEncoder(Encoder):
                  h_dim: int,                    # features H
                  z_dim: int,                    # latent dimensions Z
                  n_components: int = 5,         # K
-                 spread: float = 0.1):          # how far apart the components start, from 0 to 1
+                 spread: float = 0.1,           # how far apart the components start, from 0 to 1
+                 floor: float = 0.):            # share of the weights that is 1/K for every image
         super().__init__()
+        require(0 <= floor <= 1, f"floor is {floor}: choose from 0 (the network decides) to 1 (equal weights)")
         self.trunk, self.components = trunk, component_heads(n_components, h_dim, z_dim, spread)
+        self.floor = floor
         self.logits = nn.Linear(h_dim, n_components)
         for p in self.logits.parameters(): nn.init.zeros_(p)
 
     def forward(self, x: Tensor, log_joint=None) -> GaussianMixture:
         phi = self.trunk(x)
-        return mixture([component(phi) for component in self.components], self.logits(phi).log_softmax(1).T)
+        log_pi = self.logits(phi).log_softmax(1).T
+        if self.floor: log_pi = ((1 - self.floor) * log_pi.exp() + self.floor / len(log_pi)).log()
+        return mixture([component(phi) for component in self.components], log_pi)
