@@ -717,6 +717,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'gpvae.study.measure._two_sided': ('measure.html#_two_sided', 'gpvae/study/measure.py'),
                                      'gpvae.study.measure._whole': ('measure.html#_whole', 'gpvae/study/measure.py'),
                                      'gpvae.study.measure._widths': ('measure.html#_widths', 'gpvae/study/measure.py'),
+                                     'gpvae.study.measure._with_leverage': ('measure.html#_with_leverage', 'gpvae/study/measure.py'),
                                      'gpvae.study.measure._with_steps': ('measure.html#_with_steps', 'gpvae/study/measure.py'),
                                      'gpvae.study.measure.check_counts': ('measure.html#check_counts', 'gpvae/study/measure.py'),
                                      'gpvae.study.measure.doubt': ('measure.html#doubt', 'gpvae/study/measure.py'),

@@ -12,11 +12,13 @@ from gpvae.optimum import Climb
 from gpvae.study import measure
 from gpvae.study.commands import gap_command
 from gpvae.study.gaps import _rounded, _finished_runs, gap_report
+from gpvae.data import binarise_fixed, prepare_splits, split_seed
 from gpvae.study.measure import GapSettings, measure_run, measure_split
-from gpvae.study.run import run
+from gpvae.study.run import load_model, run, run_images
 from gpvae.study.spec import BUDGETS, RunSpec, Settings
 from gpvae.study.verdict import (Report, _refined_elbo, _closing_text, decomposition, generalisation_table, margins_text, opening, reliability,
                                  _ranking_text, read_report, _refinement_curve, refinement_curves, verdict, width_table)
+from gpvae.uncertainty import leverage
 from toys import bernoulli_model, gp_encoder, seeded
 
 QUICK = GapSettings(AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start="posterior"), Climb(steps=25), samples=40, k=10, simulated=4, refine_steps=2, chunk=16)
@@ -145,6 +147,20 @@ def test_a_second_call_measures_nothing(shown, monkeypatch):
         m = measure_run(result.folder, COUNTS, QUICK, "cpu")
         kept = read_report("digits", "smoke", folder).columns(spec.method, "test")
         np.testing.assert_allclose(m.splits["test"]["log_px"], kept["log_px"], rtol=2**-15)
+
+def test_leverage_is_of_all_training_images(shown):
+    "Measured at the end, for each split that has scores; of the images that the run was trained on, all of them."
+    folder, _ = shown
+    for spec, result in _finished_runs("digits", "smoke", ["vae", "gpvae"], 0, folder / "runs"):
+        (_, data), model = run_images(result.folder), load_model(result.folder)
+        how = run_images(result.folder)[0].binarisation
+        splits, report = prepare_splits(data, how), read_report("digits", "smoke", folder)
+        learned = binarise_fixed(splits.train, split_seed("train")) if how == "stochastic" else splits.train
+        for split in ("test", "valid"):
+            kept = report.scores(spec.method, split)["leverage"]
+            expected = leverage(model, learned, getattr(splits, split)[:len(kept)])["leverage"]
+            np.testing.assert_allclose(kept, expected, rtol=1e-3)
+        assert len(report.scores(spec.method, "turned")["leverage"]) == COUNTS["test"] and "leverage" not in report.scores(spec.method, "train")
 
 def test_the_page_says_what_the_files_say(shown):
     folder, page = shown

@@ -31,7 +31,7 @@ from .defaults import GAP
 from .run import load_model, run_images
 from .spec import settings_text
 from ..timing import milliseconds, posterior_ms
-from ..uncertainty import SHIFTS, scores
+from ..uncertainty import SHIFTS, leverage, scores
 from ..vae import VAE, evaluating
 
 # %% ../../nbs/82_measure.ipynb #37703d46
@@ -228,14 +228,16 @@ def _letters(like: ImageSet, n: int, binarisation: str) -> UInt8[Tensor, "N C H 
 
 
 def _images_of(data: ImageSet, binarisation: str, counts: dict[str, int], device: torch.device
-              ) -> tuple[dict[str, Tensor], str]: # by split, and the binarisation of their batches
-    "The images to measure."
+              ) -> tuple[dict[str, Tensor], Tensor, str]: # by split; all of training; how batches are made
+    "The images to measure, and those that the model was trained on."
     splits, n = prepare_splits(data, binarisation), counts["test"]
-    x = {split: getattr(splits, split)[:count] for split, count in counts.items()}
-    if splits.train_binarisation == "stochastic": x["train"] = binarise_fixed(x["train"], split_seed("train"))
+    x = {split: getattr(splits, split)[:count] for split, count in counts.items()} | {"learned": splits.train}
+    if splits.train_binarisation == "stochastic":
+        for name in ("train", "learned"): x[name] = binarise_fixed(x[name], split_seed("train"))
     x |= {name: shift(splits.test[:_SHIFTED])[:n] for name, shift in SHIFTS.items()}
     x |= {"letters": _letters(data, n, binarisation)}
-    return {k: v.to(device) for k, v in x.items() if v is not None}, splits.eval_binarisation
+    there = {k: v.to(device) for k, v in x.items() if v is not None}
+    return there, there.pop("learned"), splits.eval_binarisation
 
 # %% ../../nbs/82_measure.ipynb #52f7b95e
 COUNTS = {split: GAP[split] for split in ("test", "train", "valid")} # images of each split
@@ -255,6 +257,19 @@ def check_counts(counts: dict[str, int] # images of each split
         require(n >= 2, f"{split} is {n}: an error over images needs at least two")
 
 # %% ../../nbs/82_measure.ipynb #c697c228
+def _with_leverage(model: VAE, splits: dict[str, dict[str, np.ndarray]],
+                   x: dict[str, Tensor],     # images of each split
+                   learned: Tensor,          # the training images, all
+                   binarisation: str
+                  ) -> dict[str, dict[str, np.ndarray]]:
+    "The measurements with the leverage of every image that has scores."
+    scored = [split for split, found in splits.items() if "score_feature_norm" in found]
+    if not scored: return splits
+    found = leverage(model, learned, torch.cat([x[split] for split in scored]), binarisation)["leverage"]
+    parts = np.split(found, np.cumsum([len(x[split]) for split in scored])[:-1])
+    return splits | {split: splits[split] | {"score_leverage": v} for split, v in zip(scored, parts)}
+
+# %% ../../nbs/82_measure.ipynb #47c80de3
 def measure_run(folder: Path,                    # of a finished run
                 counts: dict[str, int] = COUNTS, # images of each split
                 settings: GapSettings = GapSettings(),
@@ -266,11 +281,12 @@ def measure_run(folder: Path,                    # of a finished run
     spec, data = run_images(folder)
     device = pick_device(device)
     model = load_model(folder, device)
-    x, binarisation = _images_of(data, spec.binarisation, counts, device)
+    x, learned, binarisation = _images_of(data, spec.binarisation, counts, device)
     if progress: progress(total=sum(len(v) * len(_PARTS_OF[split]) for split, v in x.items()))
     with locked(folder):
         splits = {split: measure_split(folder, model, split, v, binarisation, settings, progress)
                   for split, v in x.items()}
+        splits = _with_leverage(model, splits, x, learned, binarisation)
         batch = to_float(x["test"][:128], binarisation)
         return Measured(splits, *(_measure_once(folder, model, name, batch, settings) for name in _ONCE))
 
