@@ -59,7 +59,8 @@ class MixtureEncoder(Encoder):
                  spread: float = 0.1,           # how far apart the components start, from 0 to 1
                  floor: float = 0.):            # share of the weights that is 1/K for every image
         super().__init__()
-        require(0 <= floor <= 1, f"floor is {floor}: choose from 0 (the network decides) to 1 (equal weights)")
+        require(0 <= floor <= 1,
+                f"floor is {floor}: choose from 0 (the network decides) to 1 (equal weights)")
         self.trunk, self.components = trunk, component_heads(n_components, h_dim, z_dim, spread)
         self.floor = floor
         self.logits = nn.Linear(h_dim, n_components)

@@ -233,7 +233,8 @@ def _images_of(data: ImageSet, binarisation: str, counts: dict[str, int], device
     splits, n = prepare_splits(data, binarisation), counts["test"]
     x = {split: getattr(splits, split)[:count] for split, count in counts.items()} | {"learned": splits.train}
     if splits.train_binarisation == "stochastic":
-        for name in ("train", "learned"): x[name] = binarise_fixed(x[name], split_seed("train"))
+        for name in ("train", "learned"):
+            x[name] = binarise_fixed(x[name], split_seed("train"))
     x |= {name: shift(splits.test[:_SHIFTED])[:n] for name, shift in SHIFTS.items()}
     x |= {"letters": _letters(data, n, binarisation)}
     there = {k: v.to(device) for k, v in x.items() if v is not None}
