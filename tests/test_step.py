@@ -11,7 +11,7 @@ from gpvae.checks import InputError
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
 from gpvae.step import NaturalStep, _gradient_at_mean, stepped
 from gpvae.study.run import is_finished, load_model, run, run_folder, time_run
-from gpvae.study.spec import RunSpec, parent_of, refit_of, trained_of
+from gpvae.study.spec import RunSpec, check_spec, parent_of, refit_of, trained_of
 from gpvae.vae import VAE, LogJoint, evaluating, log_weights
 from toys import F64, LinearGaussian, Call, bernoulli_model, binary_images, gp_encoder, seeded
 
@@ -151,6 +151,10 @@ def test_refits_and_parents_with_a_step(tmp_path):
     spec = refit_of(PLAIN, epochs=1, milestones=(), natural_step=0.5)
     assert parent_of(spec) == PLAIN and parent_of(refit_of(AFTER)) == PLAIN
     assert run(spec, tmp_path, bar=False).metrics["elbo"] != run(trained_of(spec), tmp_path, bar=False).metrics["elbo"]
+
+def test_steps_need_a_factor():
+    with pytest.raises(InputError, match="natural_steps is 3: name their factor"): check_spec(RunSpec(settings=(("natural_steps", 3),)))
+    check_spec(RunSpec(settings=(("natural_steps", 3), ("natural_step", 0.4))))
 
 def test_a_posterior_without_a_step_is_refused_before_training(tmp_path):
     spec = dataclasses.replace(AFTER, method="me-2")

@@ -311,10 +311,12 @@ def _check_option(key: str, value: object, default: object) -> None:
 
 # %% ../../nbs/80_spec.ipynb #8704c0e1
 def _check_shape(s: Settings) -> None:
-    "Raise `InputError` for widths and milestones that make no sense together."
+    "Raise `InputError` for widths, milestones and steps that make no sense together."
     require(len(s.hidden) > 0, "hidden is (): name at least one width, as in hidden=(500,500)")
     rising = all(a < b for a, b in zip(s.milestones, s.milestones[1:]))
     require(rising, f"milestones is {s.milestones}: the epochs must increase")
+    taken = s.natural_steps == 1 or s.natural_step > 0
+    require(taken, f"natural_steps is {s.natural_steps}: name their factor too, as in natural_step=0.5")
 
 _SEED_LIMIT = 10**12 # (seed + 1) times a million and three must fit into a generator
 
