@@ -8,6 +8,7 @@ from torch.autograd.functional import hessian
 from gpvae.baselines.full import LowRankGaussian
 from gpvae.baselines.householder import HouseholderGaussian
 from gpvae.checks import InputError
+from gpvae.files import locked
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
 from gpvae.step import NaturalStep, _gradient_at_mean, stepped
 from gpvae.study.run import is_finished, load_model, run, run_folder, time_run
@@ -140,6 +141,10 @@ def test_a_run_judged_with_a_step_is_trained_once(tmp_path):
     assert all(before.metrics[k] == after.metrics[k] for k in same)
     assert all(before.metrics[k] != after.metrics[k] for k in ("elbo", "iwae", "valid_elbo", "spec"))
     assert time_run(after.folder, repeats=2)["infer_ms_batch"] > 0
+
+def test_a_finished_run_is_only_read(tmp_path):
+    "Also while another process works on it."
+    with locked(run(PLAIN, tmp_path, bar=False).folder): run(AFTER, tmp_path, bar=False)
 
 def test_a_wider_proposal_trains_nothing_either(tmp_path):
     wide = dataclasses.replace(PLAIN, settings=(*TINY, ("inflation", 1.4)))

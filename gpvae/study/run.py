@@ -249,12 +249,18 @@ def _check_judged(spec: RunSpec, model: VAE, splits: Splits) -> None:
     x = to_float(splits.valid[:1], splits.eval_binarisation)
     with evaluating(judged): judged.posterior(x)
 
+def _made(spec: RunSpec, place: _Place) -> Path: # its folder
+    "Another run that this one needs, beside it; one that is finished is only read."
+    runs = place.folder.parent
+    folder = run_folder(spec, runs)
+    if not is_finished(folder): run(spec, runs, str(place.device), place.bar, place.position)
+    return folder
+
 def _adopt(trained: RunSpec, place: _Place) -> None:
-    "Take the checkpoint of the run that is trained alike, which is made first if need be."
+    "Take the checkpoint of the run that is trained alike."
     path = place.folder / "checkpoint.safetensors"
     if path.exists(): return
-    folder = run(trained, place.folder.parent, str(place.device), place.bar, place.position).folder
-    tensors, progress = load_checkpoint(folder / path.name)
+    tensors, progress = load_checkpoint(_made(trained, place) / path.name)
     write_tensors(path, tensors, progress | {"key": place.key})
 
 # %% ../../nbs/81_run.ipynb #36e605cc
@@ -264,9 +270,7 @@ def _train_run(spec: RunSpec, splits: Splits, place: _Place) -> Trainer:
     _check_judged(spec, model, splits)
     if trained_of(spec) != spec: _adopt(trained_of(spec), place)
     elif parent is not None:
-        runs = place.folder.parent
-        folder = run_folder(parent, runs)
-        if not is_finished(folder): run(parent, runs, str(place.device), place.bar, place.position)
+        folder = _made(parent, place)
         _take_over(model, load_model(folder, place.device), settings_of(spec).start)
     fit, config = train if parent is None else refit, train_config(spec)
     return fit(model, splits.train, splits.valid, splits.train_binarisation, config,
