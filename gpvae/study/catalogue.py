@@ -124,9 +124,11 @@ def _title(grid: bool, z_dims: list[int], one: RunSpec) -> str:
     "The title of a page; that of a grid says what is asked for."
     title = f"Likelihoods on {set_title(one.image_set)}"
     if not grid: return title
-    said = [one.likelihood or "", f"{', '.join(map(str, z_dims))} latent dimensions",
-            f"{one.n_train:,} training images" if one.n_train else "", settings_text(one.settings)]
-    return f"{title}: {'; '.join(filter(None, said))}"
+    said = [f"{one.likelihood} likelihood" if one.likelihood else "",
+            f"{' and '.join(map(str, z_dims))} latent dimensions",
+            f"{one.n_train:,} training images" if one.n_train else "",
+            "other settings" if one.settings else ""]
+    return f"{title}: {', '.join(filter(None, said))}"
 
 # %% ../../nbs/84_catalogue.ipynb #8cf228d2
 def page(dataset: str, budget: str,             # one of PAGES

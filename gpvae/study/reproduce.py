@@ -370,7 +370,7 @@ def _plan(specs: list[RunSpec], store: Store, runs: Path,
         full, state = _state(spec, kept(spec), names, runs)
         starts = state == _MISSING or (again and state == _KEPT)
         cells.append(_Cell(full, line, state, starts, *(expected(full) if starts else ())))
-    todo = [c.spec for c in cells if c.starts]
+    todo = [s for s, c in zip(specs, cells) if c.starts]
     return _Plan(cells, jobs, _checkpoints_mb(todo, names), _peak_mb(todo, rows))
 
 # %% ../../nbs/88_reproduce.ipynb #5e6e32ea
@@ -428,8 +428,9 @@ class _Shown(NamedTuple):
     def per_z(self, table_of: Callable[["_Shown"], pd.DataFrame]) -> pd.DataFrame:
         "A table, or those of all numbers of latent dimensions as blocks of one."
         tables = {z: table_of(block) for z, block in self.blocks.items()}
-        if len(tables) == 1: return next(iter(tables.values()))
-        return pd.concat({z: t for z, t in tables.items() if len(t)}, names=["z"])
+        some = {z: t for z, t in tables.items() if len(t)}
+        if len(tables) == 1 or not some: return next(iter(tables.values()))
+        return pd.concat(some, names=["z"])
 
     def _block_table(self) -> pd.DataFrame:
         failed = _by_key((method, seed, said) for method, _, seed, said in self.failed)
@@ -544,7 +545,7 @@ def shown(dataset: str,           # name of an image set
           failed: object = ""     # runs that failed: a list of [method, z_dim, seed, error]
          ) -> _Shown:
     "What the store has for a page; `InputError` with the command that makes it where there is nothing."
-    store, number = store or Store(), _number("seeds", seeds)
+    store, number, failed = store or Store(), _number("seeds", seeds), _failures(failed)
     asked = dict(likelihood=likelihood or None, z_dims=_numbers("z_dims", z_dims),
                  n_train=_number("n_train", n_train), settings=_pairs(settings))
     named = _words(methods) or None
@@ -558,7 +559,7 @@ def shown(dataset: str,           # name of an image set
     check_alike(rows, but=("z_dim",))
     modes = store.modes()
     if len(modes): modes = modes[modes["spec"].isin(rows["spec"])]
-    return _Shown(study, rows, store.images(rows), modes, store, _failures(failed))
+    return _Shown(study, rows, store.images(rows), modes, store, failed)
 
 # %% ../../nbs/88_reproduce.ipynb #9b021e40
 def _about(s: _Shown) -> tuple[str, str|None]: # its method; what it is compared with, or None
@@ -637,7 +638,7 @@ def _cost(s: _Shown) -> str:
     "What training and inference took."
     (method, reference), n = _about(s), len(s.rows)
     whole = f"training all {n} models took" if n > 1 else "training the model took"
-    whole += f" {_duration(s.rows['train_seconds'].sum())} on {', '.join(s.rows['device'].unique())}"
+    whole += f" {_duration(float(s.rows['train_seconds'].sum()))} on {', '.join(s.rows['device'].unique())}"
     if reference is not None and len(s.blocks) == 1: step, posterior = _ratios(s, method, reference)
     else: step, posterior = np.nan, np.nan
     if not np.isfinite(step + posterior): return f"{whole[0].upper()}{whole[1:]}."
@@ -785,7 +786,7 @@ def _show_page(study: Study, budget: str, runs: Path, store: Store, name: str, p
         raise
     print(found.table.T.to_string())
     about = "Likelihoods" if study.published is None else "A published number"
-    if study.name not in PAGES: about = f"{about} ({study.title.partition(': ')[2]})"
+    if study.name not in PAGES: about = f"{about} with {study.title.partition(': ')[2]}"
     path = render(image_set, budget, runs, store.folder, name=name, about=about, **parameters)
     print(f"\npage  {path}\ntable {store.folder / 'runs.csv'}")
     return path
