@@ -12,7 +12,7 @@ import pytest
 
 from gpvae.checks import InputError
 from gpvae.study import reproduce as module
-from gpvae.study.catalogue import PAGES, STUDIES, page
+from gpvae.study.catalogue import PAGES, STUDIES, _varied, page
 from gpvae.study.commands import reproduce_command
 from gpvae.study.defaults import _STEPS
 from gpvae.study.reproduce import opening, render, shown, train_study
@@ -69,6 +69,14 @@ def test_a_grid_has_whole_seeds_first_and_every_size():
 def test_a_setting_that_is_the_default_of_some_methods_is_refused():
     with pytest.raises(InputError, match="dropout=0.05 changes nothing for vae-dropout"): page("mnist", "cpu", ["vae", "vae-dropout"], settings=(("dropout", 0.05),))
 
+def test_a_study_is_a_preset_too():
+    study = STUDIES["sizes"]
+    assert _varied(study) is study and _varied(study, settings=(("patience", 20),)).specs == study.specs # what is so anyway
+    assert _varied(study, seeds=1) == study and _varied(STUDIES["steps"], seeds=3) == STUDIES["steps"]
+    varied = _varied(study, ["vae", "sa-1"], 2, "gaussian", [10, 20], 500, (("lr", 0.01),))
+    assert list(varied.specs) == [RunSpec("static_mnist", m, z, s, "cpu", "gaussian", 500, settings=(("lr", 0.01),)) for s in (0, 1) for m in ("vae", "sa-1") for z in (10, 20)]
+    assert varied.lines == tuple(s.method for s in varied.specs)
+
 # --- wrong arguments ----------------------------------------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -87,7 +95,11 @@ WRONG = {
     "range of a method": (["--methods", "vae-dropout", "--set", "dropout=1.0"], "dropout is 1.0: it must be at least 0 and below 1"),
     "method":            (["--methods", "gpvea", "--z_dims", "4"], "method 'gpvea' is unknown: did you mean 'gpvae'?"),
     "seeds":             (["--seeds", "-1", "--z_dims", "4"], "seeds is -1: a page needs at least one"),
-    "beside a study":    (["--study", "sizes", "--z_dims", "4", "--set", "lr=0.1"], "--study sizes says itself what is trained: leave out --z_dims, --set"),
+    "size of a study":   (["--study", "sizes", "--z_dims", "0"], "z_dim is 0: "),
+    "method of a study": (["--study", "sizes", "--methods", "gpvae"], "method of the study sizes 'gpvae' is unknown"),
+    "set by a study":    (["--study", "steps", "--set", "milestones=(3.,)"], "milestones is given 2 times"),
+    "seeds of a study":  (["--study", "sizes", "--seeds", "0"], "seeds is 0: a study needs at least one"),
+    "lines of a study":  (["--study", "learning_curve", "--n_train", "500"], "n_train=500 makes lines of the study learning_curve equal: leave it out"),
 }
 
 @pytest.fixture
@@ -370,3 +382,10 @@ def test_several_runs_have_a_bar_of_their_own(runs, tmp_path, monkeypatch, capfd
     lines.clear()
     module._train([SPEC], runs, 2, "cpu", True), module._train([SPEC, SPEC], runs, 1, "cpu", False)
     assert lines == [0, 0, 0] and "all runs" not in capfd.readouterr().err
+
+def test_the_table_of_a_study_mixes_no_sizes_and_no_numbers_of_images(tmp_path):
+    runs = [made_up("vae", 0, -90. - z - n / 1000, z_dim=z, n_train=n, spec=f"{z}{n}", dataset="digits", active_units=2, valid_elbo=-90., best_epoch=3) for z in (2, 3) for n in (1000, 2000)]
+    rows = pd.DataFrame([r.metrics for r in runs]).assign(line="plain")
+    table = module._study_table(rows)
+    assert table.index.names == ["n_train", "z_dim", "line"] and table["test IWAE"].tolist() == ["-93.00", "-94.00", "-94.00", "-95.00"]
+    assert module._study_table(rows[:1]).index.tolist() == ["plain"]

@@ -155,6 +155,34 @@ def page(dataset: str, budget: str,             # one of PAGES
     if name != budget: return Study(name, title, specs)
     return Study(budget, title, specs, note=p.note, published=p.published)
 
+# %% ../../nbs/84_catalogue.ipynb #f784c30b
+def _ways(study: Study, seeds: int|None, z_dims: Sequence[int]) -> list[tuple[str, RunSpec]]:
+    "Lines and specifications of a study with other seeds and sizes, whole seeds first."
+    own = {}
+    for line, s in zip(study.lines or [s.method for s in study.specs], study.specs):
+        own.setdefault((line, replace(s, seed=0)), []).append(s.seed)
+    wanted = {key: range(seeds) if seeds else of for key, of in own.items()}
+    last = max(max(of) for of in wanted.values())
+    return [(line, replace(s, seed=seed, z_dim=z)) for seed in range(last + 1)
+            for (line, s), of in wanted.items() if seed in of for z in dict.fromkeys(z_dims or [s.z_dim])]
+
+def _varied(study: Study, methods: list[str]|None = None, seeds: int|None = None, likelihood: str|None = None,
+            z_dims: Sequence[int] = (), n_train: int|None = None, settings: _Changed = ()) -> Study:
+    "A study with what `page` can be given; itself where nothing is."
+    require(seeds is None or seeds >= 1, f"seeds is {seeds}: a study needs at least one")
+    if not any((methods, seeds, likelihood, n_train is not None, len(z_dims), settings)): return study
+    for m in methods or (): choose(f"method of the study {study.name}", m, study.methods)
+    pairs = [(line, s) for line, s in _ways(study, seeds, z_dims) if not methods or s.method in methods]
+    said = {k: v for k, v in dict(likelihood=likelihood, n_train=n_train).items() if v is not None}
+    first = {s.method: replace(s, settings=settings) for _, s in pairs}
+    for s in first.values(): check_spec(s)
+    added = _differing(list(first.values()))
+    specs = tuple(replace(s, settings=(*s.settings, *added), **said) for _, s in pairs)
+    for s in specs: check_spec(s)
+    differ = len(set(specs)) == len(specs)
+    require(differ, f"n_train={n_train} makes lines of the study {study.name} equal: leave it out")
+    return replace(study, specs=specs, lines=tuple(line for line, _ in pairs) if study.lines else ())
+
 # %% ../../nbs/84_catalogue.ipynb #3315261f
 _FAMILIES = [f"{family}-{k}" for family, sizes in _SIZES_OF.items() for k in sizes]
 _SIZES = _study("sizes", "Sizes of the rivals", {m: _cpu(m) for m in ("vae", *_FAMILIES)})

@@ -55,14 +55,14 @@ class _Parser(argparse.ArgumentParser):
     def grid(self) -> None:
         "Options of a grid of runs."
         self.option("likelihood", None, "bernoulli, gaussian or gaussian-pixel (default: the image set's)")
-        self.option("z_dims", None, "latent dimensions, one or several (default: those of the budget's page)",
+        self.option("z_dims", None, "latent dimensions, one or several (default: those of page or study)",
                     nargs="+", type=int)
         self.option("n_train", None, "training images (default: the budget's)", type=int)
         self.changes("change a setting of the budget or an option of the methods; may be repeated")
 
     def of_pages(self) -> None:
         "Options of the commands that render a page."
-        self.option("methods", None, "methods (default: those of the budget's page)", nargs="+")
+        self.option("methods", None, "methods (default: those of the page or the study)", nargs="+")
         self.option("out", None, "folder of page and results (default: GPVAE_RESULTS, else nbs/results)")
 
 # %% ../../nbs/89_commands.ipynb #bdb05245
@@ -103,8 +103,9 @@ def _reproduce_parser() -> _Parser:
     parser.of_pages()
     parser.grid()
     parser.option("jobs", JOBS, "runs side by side")
-    parser.option("seeds", None, "seeds of each method (default: those of the budget's page)", type=int)
-    parser.option("study", None, "train and keep a study of the catalogue, without a page: sizes, …")
+    parser.option("seeds", None, "seeds of each method (default: those of the page or the study)", type=int)
+    parser.option("study", None, "train and keep a study of the catalogue on its own images, without a page: "
+                  "sizes, …")
     parser.add_argument("--plan", action="store_true", help="say what is finished, what is missing and what "
                         "that will take, and start nothing")
     return parser
@@ -224,20 +225,11 @@ def reproduce_command(argv: Sequence[str]|None = None # None: those of the proce
         from gpvae.study.spec import parse_setting
         shared = dict(jobs=args.jobs, runs=args.runs, out=args.out, device=args.device, bar=not args.quiet,
                       plan=args.plan)
-        if args.study:
-            _check_study(args)
-            print(train_study(args.study, **shared).to_string())
-            return
-        grid = dict(likelihood=args.likelihood, z_dims=args.z_dims or (), n_train=args.n_train,
-                    settings=tuple(map(parse_setting, args.set)))
-        reproduce(args.dataset, args.budget, args.methods, args.seeds, **shared, **grid)
+        grid = dict(methods=args.methods, seeds=args.seeds, likelihood=args.likelihood, n_train=args.n_train,
+                    z_dims=args.z_dims or (), settings=tuple(map(parse_setting, args.set)))
+        if args.study: print(train_study(args.study, **shared, **grid).to_string())
+        else: reproduce(args.dataset, args.budget, **shared, **grid)
     return _guarded(call, "gpvae_reproduce")
-
-def _check_study(args: argparse.Namespace) -> None:
-    "Refuse options of a grid beside a study, which says all of that itself."
-    from gpvae.checks import require
-    given = [f"--{k}" for k in ("likelihood", "z_dims", "n_train", "set") if getattr(args, k)]
-    require(not given, f"--study {args.study} says itself what is trained: leave out {', '.join(given)}")
 
 # %% ../../nbs/89_commands.ipynb #86704985
 def gap_command(argv: Sequence[str]|None = None # None: those of the process

@@ -28,7 +28,7 @@ from ..checks import InputError, choose, require
 from ..data import CHOICES
 from ..files import device_name, open_folder, pick_device, read_json, write_atomically
 from ..statistics import bootstrap_interval, text_interval
-from .catalogue import PAGES, STUDIES, Study, page
+from .catalogue import PAGES, STUDIES, Study, _varied, page
 from .defaults import _STEPS, JOBS, RUN
 from .run import TIMES, RunResult, is_finished, runs_root, time_run
 from .spec import (METHODS, RunSpec, Settings, build_model, check_spec, load_images, parent_of,
@@ -112,7 +112,8 @@ def _train(specs: list[RunSpec], runs: Path, jobs: int, device: str|None, bar: b
     waiting, lines = deque(specs), list(range(whole, jobs + whole))
     going, failures = [], []
     try:
-        with tqdm(total=len(specs), unit="run", desc="all runs", smoothing=0, disable=not whole) as show:
+        with tqdm(total=len(specs), unit="run", desc="all runs", smoothing=0, disable=not whole,
+                  mininterval=1, miniters=0) as show:
             while waiting or going:
                 while waiting and lines:
                     going.append(_start(waiting.popleft(), runs, device, bar, lines.pop(0)))
@@ -380,10 +381,12 @@ def train_study(name: str,                # one of STUDIES
                 out: str|Path|None = None, # folder of the results; None: GPVAE_RESULTS, else the checkout's
                 device: str|None = None,  # None: a GPU if there is one
                 bar: bool = True,         # show progress, and the plan before it
-                plan: bool = False        # the plan alone: nothing is started
+                plan: bool = False,       # the plan alone: nothing is started
+                **grid                    # what `page` can be given besides the images
                ) -> pd.DataFrame:         # one line per line of the study, or of its plan
     "Train what the store lacks of a study and keep it."
-    study, store, names = STUDIES[choose("study", name, STUDIES)], Store(out), _Names()
+    study = _varied(STUDIES[choose("study", name, STUDIES)], **grid)
+    store, names = Store(out), _Names()
     runs, missing = runs_root(runs), study.missing(store)
     if not plan: open_folder(store.folder, "pass another one by --out")
     _check_start(missing, jobs, device)
@@ -394,12 +397,23 @@ def train_study(name: str,                # one of STUDIES
     failures = _finish(missing, names, store, runs, jobs, device, bar)
     rows = study.rows(store)
     if not len(rows): _refuse(failures)
-    table = line_table(rows)
-    if not failures: return table
-    line_of = dict(zip(study.specs, study.lines or [s.method for s in study.specs]))
-    failed = _by_key((line_of[f.spec], f.spec.seed, f.line) for f in failures if f.spec in line_of)
-    print(_with_failures(table, failed, table.index).to_string())
+    if failures: print(_study_table(rows).to_string(), *_failed_lines(study, failures), sep="\n")
     _refuse(failures)
+    return _study_table(rows)
+
+def _study_table(rows: pd.DataFrame # of `Study.rows`
+                ) -> pd.DataFrame:
+    "The lines of a study, in a block for all that no table may mix."
+    keys = [c for c in ("dataset", "likelihood", "binarisation", "n_train", "z_dim") if rows[c].nunique() > 1]
+    if not keys: return line_table(rows)
+    return pd.concat({key: line_table(g) for key, g in rows.groupby(keys)}, names=keys)
+
+def _failed_lines(study: Study, failures: list[_Failure]) -> list[str]:
+    "What failed of a study, to stand below its table."
+    line_of = dict(zip(study.specs, study.lines or [s.method for s in study.specs]))
+    of = [f for f in failures if f.spec in line_of]
+    failed = _by_key((f"{line_of[f.spec]}, z {f.spec.z_dim}", f.spec.seed, f.line) for f in of)
+    return [f"{key}  failed: {said}" for key, said in failed.items()]
 
 # %% ../../nbs/88_reproduce.ipynb #07af3b60
 class _Shown(NamedTuple):
