@@ -790,6 +790,7 @@ def reproduce(dataset: str,                  # name of an image set, or the path
     _refuse(failures)
     return path
 
+# %% ../../nbs/88_reproduce.ipynb #537cde4d
 def _show_page(study: Study, budget: str, runs: Path, store: Store, name: str, parameters: dict[str, object],
                failures: list[_Failure]) -> Path:
     "Print the table and render the page, from what did not fail."
