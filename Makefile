@@ -9,6 +9,13 @@ VENV ?= .venv
 DATASET ?= digits
 BUDGET ?= smoke
 METHODS ?=
+LIKELIHOOD ?=
+Z ?=
+SEEDS ?=
+N_TRAIN ?=
+SET ?=
+STUDY ?=
+PLAN ?=
 JOBS ?= 2
 SETS ?= mnist static_mnist omniglot cifar10 celeba svhn
 # One thread a process: two OpenMP threads beside another busy process collapse.
@@ -51,8 +58,12 @@ data: setup ## unpack the image sets that lie beside the checkout: make data SET
 data-mnist: setup
 	$(call unpack,mnist static_mnist)
 
-reproduce: setup data-mnist ## train, evaluate and render one result page: make reproduce DATASET=digits BUDGET=smoke
-	@gpvae_reproduce --dataset $(DATASET) --budget $(BUDGET) --jobs $(JOBS) $(if $(METHODS),--methods $(METHODS))
+# Each of them reaches the command where it is given; SET holds several changes with spaces between, PLAN=1 starts nothing.
+GRID = $(if $(METHODS),--methods $(METHODS)) $(if $(LIKELIHOOD),--likelihood $(LIKELIHOOD)) $(if $(Z),--z_dims $(Z)) $(if $(SEEDS),--seeds $(SEEDS)) \
+  $(if $(N_TRAIN),--n_train $(N_TRAIN)) $(foreach change,$(SET),--set '$(change)') $(if $(STUDY),--study $(STUDY)) $(if $(PLAN),--plan)
+
+reproduce: setup data-mnist ## train, evaluate and render one result page: make reproduce DATASET=mnist LIKELIHOOD=gaussian Z="10 20" PLAN=1
+	@gpvae_reproduce --dataset $(DATASET) --budget $(BUDGET) --jobs $(JOBS) $(GRID)
 
 gap: setup data-mnist ## measure the gaps of finished runs and render their page: make gap DATASET=static_mnist BUDGET=cpu METHODS="vae gpvae"
 	@gpvae_gap --dataset $(DATASET) --budget $(BUDGET) $(if $(METHODS),--methods $(METHODS))

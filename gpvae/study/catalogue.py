@@ -6,11 +6,15 @@
 __all__ = ['OURS', 'RIVALS', 'PAGES', 'STUDIES', 'Study', 'page']
 
 # %% ../../nbs/84_catalogue.ipynb #2439711e
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 import pandas as pd
 from ..checks import choose, require
-from .spec import RunSpec, check_spec, refit_of, settings_text, set_title
+from ..data import CHOICES
+from ..files import sha256
+from .spec import BUDGETS, METHODS, RunSpec, check_spec, method_options
+from .spec import refit_of, settings_text, set_title
 from .store import Store, select
 
 # %% ../../nbs/84_catalogue.ipynb #c8ba919d
@@ -79,19 +83,105 @@ PAGES = { # by budget
 }
 
 # %% ../../nbs/84_catalogue.ipynb #6017e6f0
+_Changed = tuple[tuple[str, object], ...] # settings, as pairs
+
+def _usual(key: str, spec: RunSpec) -> object:
+    "What a setting is where it is not changed."
+    return (asdict(BUDGETS[spec.budget]) | method_options(spec.method) | METHODS[spec.method].options)[key]
+
+def _differing(specs: list[RunSpec]) -> _Changed: # one of each method
+    "The settings that change something: a run that is as usual keeps its usual words in the results files."
+    kept = []
+    for key, value in specs[0].settings:
+        require(key != "checkpoint_seconds", "checkpoint_seconds changes no result: leave it out")
+        same = [s.method for s in specs if _usual(key, s) == value]
+        if len(same) == len(specs): continue
+        require(not same, f"{key}={value} changes nothing for {', '.join(same)}: ask for other methods alone")
+        kept.append((key, value))
+    return tuple(kept)
+
+def _plainly(specs: list[RunSpec]) -> list[RunSpec]: # one of each method
+    "The same with nothing said that is so anyway: a page that is as usual is found as usual."
+    one, usual = specs[0], CHOICES.get(specs[0].dataset)
+    likelihood = None if usual and one.likelihood == usual.likelihood else one.likelihood
+    n_train = one.n_train or dict(one.settings).get("n_train")
+    said = tuple((k, v) for k, v in one.settings if k != "n_train" or v is None)
+    settings = _differing([replace(s, settings=said) for s in specs])
+    if n_train == BUDGETS[one.budget].n_train: n_train = None
+    return [replace(s, likelihood=likelihood, n_train=n_train, settings=settings) for s in specs]
+
+# %% ../../nbs/84_catalogue.ipynb #ce57404e
+def _tag(z_dims: list[int], usual_z: int, methods: list[str]|None, one: RunSpec) -> str:
+    "The name of a grid, after its data set; that of the budget where all but methods and seeds is as usual."
+    sizes = "z" + "-".join(map(str, z_dims)) if z_dims != [usual_z] else ""
+    said = [one.likelihood or "", sizes, f"n{one.n_train}" if one.n_train else ""]
+    if not any(said) and not one.settings: return one.budget
+    rest = [settings_text(one.settings), *sorted(methods or ())]
+    name = "_".join(filter(None, [*said, one.budget, sha256(rest)[:8] if any(rest) else ""]))
+    return name if len(name) <= 80 else f"grid_{one.budget}_{sha256([said, rest])[:12]}"
+
+def _title(grid: bool, z_dims: list[int], one: RunSpec) -> str:
+    "The title of a page; that of a grid says what is asked for."
+    title = f"Likelihoods on {set_title(one.image_set)}"
+    if not grid: return title
+    said = [f"{one.likelihood} likelihood" if one.likelihood else "",
+            f"{' and '.join(map(str, z_dims))} latent dimensions",
+            f"{one.n_train:,} training images" if one.n_train else "",
+            "other settings" if one.settings else ""]
+    return f"{title}: {', '.join(filter(None, said))}"
+
+# %% ../../nbs/84_catalogue.ipynb #8cf228d2
 def page(dataset: str, budget: str,             # one of PAGES
          methods: list[str]|None = None,        # None: the page's
-         seeds: int|None = None                 # of each method; None: the page's
+         seeds: int|None = None,                # of each method; None: the page's
+         likelihood: str|None = None,           # None: the data set's
+         z_dims: Sequence[int] = (),            # latent dimensions; (): the page's
+         n_train: int|None = None,              # training images; None: the budget's
+         settings: _Changed = ()                # changed ones, of the budget or of the methods
         ) -> Study:
-    "The study that the page of a data set shows, checked."
+    "The study that the page of a data set shows, checked; its name is the budget's, or that of another grid."
     p = PAGES[choose("page", budget, PAGES)]
     require(seeds is None or seeds >= 1, f"seeds is {seeds}: a page needs at least one")
+    sizes = list(dict.fromkeys(z_dims)) or [p.z_dim]
     wanted = {m: seeds or p.methods.get(m, max(p.methods.values())) for m in methods or p.methods}
-    pairs = [(m, s) for s in range(max(wanted.values())) for m in wanted if s < wanted[m]]
-    specs = tuple(RunSpec(dataset, m, p.z_dim, s, budget) for m, s in pairs)
-    for spec in specs: check_spec(spec)
-    title = f"Likelihoods on {set_title(specs[0].image_set)}"
+    one = RunSpec(dataset, "vae", p.z_dim, 0, budget, likelihood, n_train, None, settings)
+    for z in sizes:
+        for m in wanted: check_spec(replace(one, method=m, z_dim=z, seed=wanted[m] - 1))
+    plain = {s.method: s for s in _plainly([replace(one, method=m) for m in wanted])}
+    cells = [(m, z, seed) for seed in range(max(wanted.values())) for z in sizes for m in wanted]
+    specs = tuple(replace(plain[m], z_dim=z, seed=seed) for m, z, seed in cells if seed < wanted[m])
+    name = _tag(sizes, p.z_dim, methods, specs[0])
+    title = _title(name != budget, sizes, specs[0])
+    if name != budget: return Study(name, title, specs)
     return Study(budget, title, specs, note=p.note, published=p.published)
+
+# %% ../../nbs/84_catalogue.ipynb #f784c30b
+def _ways(study: Study, seeds: int|None, z_dims: Sequence[int]) -> list[tuple[str, RunSpec]]:
+    "Lines and specifications of a study with other seeds and sizes, whole seeds first."
+    own = {}
+    for line, s in zip(study.lines or [s.method for s in study.specs], study.specs):
+        own.setdefault((line, replace(s, seed=0)), []).append(s.seed)
+    wanted = {key: range(seeds) if seeds else of for key, of in own.items()}
+    last = max(max(of) for of in wanted.values())
+    return [(line, replace(s, seed=seed, z_dim=z)) for seed in range(last + 1)
+            for (line, s), of in wanted.items() if seed in of for z in dict.fromkeys(z_dims or [s.z_dim])]
+
+def _varied(study: Study, methods: list[str]|None = None, seeds: int|None = None, likelihood: str|None = None,
+            z_dims: Sequence[int] = (), n_train: int|None = None, settings: _Changed = ()) -> Study:
+    "A study with what `page` can be given; itself where nothing is."
+    require(seeds is None or seeds >= 1, f"seeds is {seeds}: a study needs at least one")
+    if not any((methods, seeds, likelihood, n_train is not None, len(z_dims), settings)): return study
+    for m in methods or (): choose(f"method of the study {study.name}", m, study.methods)
+    pairs = [(line, s) for line, s in _ways(study, seeds, z_dims) if not methods or s.method in methods]
+    said = {k: v for k, v in dict(likelihood=likelihood, n_train=n_train).items() if v is not None}
+    first = {s.method: replace(s, settings=settings) for _, s in pairs}
+    for s in first.values(): check_spec(s)
+    added = _differing(list(first.values()))
+    specs = tuple(replace(s, settings=(*s.settings, *added), **said) for _, s in pairs)
+    for s in specs: check_spec(s)
+    differ = len(set(specs)) == len(specs)
+    require(differ, f"n_train={n_train} makes lines of the study {study.name} equal: leave it out")
+    return replace(study, specs=specs, lines=tuple(line for line, _ in pairs) if study.lines else ())
 
 # %% ../../nbs/84_catalogue.ipynb #3315261f
 _FAMILIES = [f"{family}-{k}" for family, sizes in _SIZES_OF.items() for k in sizes]

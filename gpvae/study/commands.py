@@ -52,9 +52,17 @@ class _Parser(argparse.ArgumentParser):
         "Changed settings."
         self.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=what)
 
+    def grid(self) -> None:
+        "Options of a grid of runs."
+        self.option("likelihood", None, "bernoulli, gaussian or gaussian-pixel (default: the image set's)")
+        self.option("z_dims", None, "latent dimensions, one or several (default: those of page or study)",
+                    nargs="+", type=int)
+        self.option("n_train", None, "training images (default: the budget's)", type=int)
+        self.changes("change a setting of the budget or an option of the methods; may be repeated")
+
     def of_pages(self) -> None:
         "Options of the commands that render a page."
-        self.option("methods", None, "methods (default: those of the budget's page)", nargs="+")
+        self.option("methods", None, "methods (default: those of the page or the study)", nargs="+")
         self.option("out", None, "folder of page and results (default: GPVAE_RESULTS, else nbs/results)")
 
 # %% ../../nbs/89_commands.ipynb #bdb05245
@@ -89,12 +97,17 @@ def _refit_parser() -> _Parser:
 # %% ../../nbs/89_commands.ipynb #78ca61d7
 def _reproduce_parser() -> _Parser:
     "Arguments of `gpvae_reproduce`."
-    parser = _Parser("gpvae_reproduce", "Train what is missing, time it, and render the page of a data set.")
+    parser = _Parser("gpvae_reproduce", "Train what is missing, time it, and render the page of a data set: "
+                     "the budget's own, or one of any grid of methods, sizes and seeds.")
     parser.shared()
     parser.of_pages()
+    parser.grid()
     parser.option("jobs", JOBS, "runs side by side")
-    parser.option("seeds", None, "seeds of each method (default: those of the budget's page)", type=int)
-    parser.option("study", None, "train and keep a study of the catalogue, without a page: sizes, …")
+    parser.option("seeds", None, "seeds of each method (default: those of the page or the study)", type=int)
+    parser.option("study", None, "train and keep a study of the catalogue on its own images, without a page: "
+                  "sizes, …")
+    parser.add_argument("--plan", action="store_true", help="say what is finished, what is missing and what "
+                        "that will take, and start nothing")
     return parser
 
 # %% ../../nbs/89_commands.ipynb #025c15d7
@@ -139,7 +152,9 @@ def _follow_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 # %% ../../nbs/89_commands.ipynb #8b2965b3
-def _guarded(call: Callable[[], None], name: str) -> int: # exit status
+def _guarded(call: Callable[[], None], name: str,
+             twice: bool = False # say what failed on standard output too, for who reads that
+            ) -> int:            # exit status
     "Run a command: 0, or 2 with one line on standard error, or 130 or 143 where it was ended."
     from gpvae.checks import InputError
     try:
@@ -151,7 +166,7 @@ def _guarded(call: Callable[[], None], name: str) -> int: # exit status
         said, status = "ended; the same command continues", 143
     except KeyboardInterrupt:
         said, status = "interrupted; the same command continues", 130
-    print(f"{name}: {said}", file=sys.stderr)
+    for file in [sys.stderr] + [sys.stdout] * twice: print(f"{name}: {said}", file=file)
     return status
 
 # %% ../../nbs/89_commands.ipynb #48e4e4ab
@@ -173,7 +188,7 @@ def run_command(argv: Sequence[str]|None = None # None: those of the process
         result = run(_spec_of(args), args.runs, args.device, not args.quiet, args.position)
         print("\n".join(f"{k:15} {v}" for k, v in result.metrics.items() if k != "modes"))
         print(f"{'folder':15} {result.folder}")
-    return _guarded(call, "gpvae_run")
+    return _guarded(call, "gpvae_run", args.attached and not args.quiet)
 
 # %% ../../nbs/89_commands.ipynb #083a60e8
 def refit_command(argv: Sequence[str]|None = None # None: those of the process
@@ -202,17 +217,18 @@ def refit_command(argv: Sequence[str]|None = None # None: those of the process
 # %% ../../nbs/89_commands.ipynb #699de06d
 def reproduce_command(argv: Sequence[str]|None = None # None: those of the process
                      ) -> int:                        # exit status
-    "The command `gpvae_reproduce`: prints the table."
+    "The command `gpvae_reproduce`: prints the table, or the plan."
     args = _reproduce_parser().parse_args(argv)
     _set_threads()
     def call():
         from gpvae.study.reproduce import reproduce, train_study
-        if args.study:
-            table = train_study(args.study, args.jobs, args.runs, args.out, args.device, not args.quiet)
-            print(table.to_string())
-        else:
-            reproduce(args.dataset, args.budget, args.methods, args.seeds, args.jobs, args.device, args.runs,
-                      args.out, not args.quiet)
+        from gpvae.study.spec import parse_setting
+        shared = dict(jobs=args.jobs, runs=args.runs, out=args.out, device=args.device, bar=not args.quiet,
+                      plan=args.plan)
+        grid = dict(methods=args.methods, seeds=args.seeds, likelihood=args.likelihood, n_train=args.n_train,
+                    z_dims=args.z_dims or (), settings=tuple(map(parse_setting, args.set)))
+        if args.study: print(train_study(args.study, **shared, **grid).to_string())
+        else: reproduce(args.dataset, args.budget, **shared, **grid)
     return _guarded(call, "gpvae_reproduce")
 
 # %% ../../nbs/89_commands.ipynb #86704985

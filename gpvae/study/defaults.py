@@ -26,3 +26,14 @@ GAP = dict(
     start="best",    # where annealing starts: best, posterior or prior
     page="gap",      # name of the page
 )
+
+# %% ../../nbs/79_defaults.ipynb #a7686409
+_STEPS = {
+    "vae": 1., "vae-dropout": 1., "gpvae-mean": 1., "gpvae": 1.13, "full": 1.1, "svi": 1.,
+    "sa-1": 2.1, "sa-2": 3.1, "sa-4": 5.3, "sa-8": 9.1,
+    "gpvae+sa-1": 2.2, "gpvae+sa-2": 3.2, "gpvae+sa-4": 5.4, "gpvae+sa-8": 9.2,
+    "iaf-1": 1.1, "iaf-2": 1.2, "iaf-4": 1.4, "iaf-8": 1.7,
+    "hf-1": 1.1, "hf-2": 1.1, "hf-4": 1.2, "hf-8": 1.2,
+    "me-2": 2., "me-3": 2.3, "me-4": 2.8, "me-5": 3.3, "rme-2": 3., "rme-3": 5., "rme-4": 7., "rme-5": 9.,
+    "vlae": 46.,
+}

@@ -6,7 +6,9 @@
 __all__ = ['train_missing', 'time_missing', 'train_study', 'shown', 'opening', 'check_rendering', 'render', 'reproduce']
 
 # %% ../../nbs/88_reproduce.ipynb #97c1d8fb
+import ast
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -14,25 +16,54 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO, NamedTuple
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 from ..checks import InputError, choose, require
 from ..data import CHOICES
 from ..files import device_name, open_folder, pick_device, read_json, write_atomically
 from ..statistics import bootstrap_interval, text_interval
-from .catalogue import STUDIES, Study, page
-from .defaults import JOBS, RUN
-from .run import TIMES, RunResult, is_finished, run_folder, runs_root, time_run
-from .spec import METHODS, RunSpec, check_spec, parent_of, set_title
-from .store import Store, checkout, select
+from .catalogue import PAGES, STUDIES, Study, _varied, page
+from .defaults import _STEPS, JOBS, RUN
+from .run import TIMES, RunResult, is_finished, runs_root, time_run
+from .spec import (METHODS, RunSpec, Settings, build_model, check_spec, load_images, parent_of,
+                              parse_setting, set_title, settings_of, settings_text, spec_hash)
+from .store import Store, check_alike, checkout, select
 from .tables import likelihood_table, line_table, paired, seed_difference
 
 # %% ../../nbs/88_reproduce.ipynb #4c1bf7dc
+class _Failure(NamedTuple):
+    "A run that failed."
+    spec: RunSpec
+    status: int # with which it ended
+    said: str   # its last words
+
+    @property
+    def words(self) -> str:
+        "All of it, in a message."
+        one = self.spec
+        return f"{one.method} seed {one.seed} ended with status {self.status}: {self.said}"
+
+    @property
+    def line(self) -> str:
+        "The error alone, in one line without folders of this machine."
+        said = (self.said.splitlines() or [f"ended with status {self.status}"])[-1]
+        said = re.sub(r"(?<!\S)/\S*/(?=\S)", "", said.removeprefix("gpvae_run: "))
+        return said if len(said) <= 150 else said[:149] + "…"
+
+def _refuse(failures: Iterable[_Failure]) -> None:
+    "Raise `InputError` where something failed, and name all of it."
+    failures = list(failures)
+    several = len({f.spec.z_dim for f in failures}) > 1
+    words = [f"z {f.spec.z_dim}, {f.words}" if several else f.words for f in failures]
+    if words: raise InputError("; ".join(words))
+
+# %% ../../nbs/88_reproduce.ipynb #ce8f9857
 class _Child(NamedTuple):
     "A run in a process of its own."
     spec: RunSpec
@@ -40,14 +71,13 @@ class _Child(NamedTuple):
     process: subprocess.Popen
     log: IO[str]              # what it says
 
-    def failure(self) -> str:
-        "What it said where it failed; empty for a run that is done."
+    def failure(self) -> _Failure|None:
+        "What it said where it failed; None for a run that is done."
         status = self.process.returncode
         self.log.seek(0)
         said = self.log.read()[-500:].strip()
         self.log.close()
-        name = f"{self.spec.method} seed {self.spec.seed}"
-        return f"{name} ended with status {status}: {said}" if status else ""
+        return _Failure(self.spec, status, said) if status else None
 
 def _arguments(spec: RunSpec, runs: Path, device: str|None) -> list[str]:
     "A specification as arguments of `gpvae_run`."
@@ -64,7 +94,7 @@ def _start(spec: RunSpec, runs: Path, device: str|None, bar: bool, line: int) ->
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=None if bar else log)
     return _Child(spec, line, process, log)
 
-# %% ../../nbs/88_reproduce.ipynb #ce8f9857
+# %% ../../nbs/88_reproduce.ipynb #97725f52
 def _stop(children: Iterable[_Child], patience: float = 10.) -> None: # seconds before they are killed
     "End runs that are still going, and wait for them."
     children = list(children)
@@ -76,22 +106,50 @@ def _stop(children: Iterable[_Child], patience: float = 10.) -> None: # seconds 
         c.process.wait()
         c.log.close()
 
-def _train(specs: list[RunSpec], runs: Path, jobs: int, device: str|None, bar: bool) -> list[str]:
-    "Run specifications, `jobs` at a time; what failed, in words."
-    waiting, lines, going, failures = deque(specs), list(range(jobs)), [], []
+def _train(specs: list[RunSpec], runs: Path, jobs: int, device: str|None, bar: bool) -> list[_Failure]:
+    "Run specifications, `jobs` at a time, under a bar of all where there are several; what failed."
+    whole = bar and len(specs) > 1
+    waiting, lines = deque(specs), list(range(whole, jobs + whole))
+    going, failures = [], []
     try:
-        while waiting or going:
-            while waiting and lines:
-                going.append(_start(waiting.popleft(), runs, device, bar, lines.pop(0)))
-            for c in [c for c in going if c.process.poll() is not None]:
-                going.remove(c)
-                lines.append(c.line)
-                failures += filter(None, [c.failure()])
-            time.sleep(0.02)
+        with tqdm(total=len(specs), unit="run", desc="all runs", smoothing=0, disable=not whole,
+                  mininterval=1, miniters=0) as show:
+            while waiting or going:
+                while waiting and lines:
+                    going.append(_start(waiting.popleft(), runs, device, bar, lines.pop(0)))
+                done = [c for c in going if c.process.poll() is not None]
+                for c in done:
+                    going.remove(c)
+                    lines.append(c.line)
+                    failures += filter(None, [c.failure()])
+                show.update(len(done))
+                time.sleep(0.02)
         return failures
     finally: _stop(going)
 
-# %% ../../nbs/88_reproduce.ipynb #97725f52
+# %% ../../nbs/88_reproduce.ipynb #d3196fc7
+class _Names:
+    "Names of runs and what their specifications leave open; the images of a data set are read once."
+    def __init__(self): self.known = {} # by what decides the images
+
+    def read(self, spec: RunSpec
+            ) -> tuple[RunSpec, str, tuple[int, int, int]]: # filled in; checksum of the images; (C, H, W)
+        "A specification with nothing left open, and what its images are."
+        sizes = [pair for pair in spec.settings if pair[0] in ("n_train", "n_valid", "n_test")]
+        key = (spec.dataset, spec.budget, spec.likelihood, spec.n_train, spec.binarisation, *sorted(sizes))
+        if key not in self.known:
+            full, data = load_images(spec)
+            same = {k: getattr(full, k) for k in ("dataset", "likelihood", "binarisation", "n_train")}
+            self.known[key] = same, data.checksum, data.x_shape
+        same, *images = self.known[key]
+        return replace(spec, **same), *images
+
+    def __call__(self, spec: RunSpec) -> str:
+        "The name of a run."
+        full, checksum, _ = self.read(spec)
+        return spec_hash(full, checksum)
+
+# %% ../../nbs/88_reproduce.ipynb #8d5a2a71
 def train_missing(specs: list[RunSpec],
                   runs: Path,             # folder of all runs
                   jobs: int = JOBS,       # runs side by side
@@ -99,22 +157,27 @@ def train_missing(specs: list[RunSpec],
                   bar: bool = True        # show progress
                  ) -> list[RunResult]:    # one per specification
     "Run what is not finished and open all; `InputError` names what failed, after the rest is done."
-    failures = _train_some(specs, runs, jobs, device, bar)
-    if failures: raise InputError("; ".join(failures))
-    return [RunResult.open(run_folder(spec, runs), spec) for spec in specs]
+    names = _Names()
+    _refuse(_train_some(specs, names, runs, jobs, device, bar))
+    return [RunResult.open(runs / names(spec), spec) for spec in specs]
 
-def _train_some(specs: list[RunSpec], runs: Path, jobs: int, device: str|None, bar: bool) -> list[str]:
-    "Check all specifications, run what is not finished, parents first; what failed, in words."
+def _check_start(specs: list[RunSpec], jobs: int, device: str|None) -> None:
+    "Raise `InputError` for what can be known to fail before anything is read."
     require(jobs >= 1, f"jobs is {jobs}: at least one run must be allowed")
     pick_device(device)
     for spec in specs: check_spec(spec)
-    parents = [parent for parent in map(parent_of, _missing(specs, runs)) if parent is not None]
-    failures = _train(_missing(parents, runs), runs, jobs, device, bar)
-    return failures + _train(_missing(specs, runs), runs, jobs, device, bar)
 
-def _missing(specs: list[RunSpec], runs: Path) -> list[RunSpec]:
+def _train_some(specs: list[RunSpec], names: _Names, runs: Path, jobs: int, device: str|None, bar: bool
+               ) -> list[_Failure]:
+    "Check all specifications, run what is not finished, parents first; what failed."
+    _check_start(specs, jobs, device)
+    parents = [parent for parent in map(parent_of, _missing(specs, names, runs)) if parent is not None]
+    failures = _train(_missing(parents, names, runs), runs, jobs, device, bar)
+    return failures + _train(_missing(specs, names, runs), runs, jobs, device, bar)
+
+def _missing(specs: list[RunSpec], names: _Names, runs: Path) -> list[RunSpec]:
     "Those whose runs are not finished, each once."
-    folders = {run_folder(spec, runs): spec for spec in specs}
+    folders = {runs / names(spec): spec for spec in specs}
     return [spec for folder, spec in folders.items() if not is_finished(folder)]
 
 # %% ../../nbs/88_reproduce.ipynb #59f50756
@@ -129,16 +192,187 @@ def time_missing(results: list[RunResult],
     return [replace(r, metrics=r.metrics | {k: t[k] for k in TIMES}) for r, t in zip(results, times)]
 
 # %% ../../nbs/88_reproduce.ipynb #c27e7142
-def _finish(specs: list[RunSpec], store: Store, runs: Path, jobs: int, device: str|None, bar: bool
-           ) -> list[RunResult]: # one per specification
-    "Train what is missing, time it and keep the rows, those beside a failed run too."
-    failures = _train_some(specs, runs, jobs, device, bar)
-    folders = {spec: run_folder(spec, runs) for spec in specs}
+def _finish(specs: list[RunSpec], names: _Names, store: Store, runs: Path, jobs: int, device: str|None,
+            bar: bool) -> list[_Failure]:
+    "Train what is missing, time it and keep the rows, those beside a failed run too; what failed."
+    failures = _train_some(specs, names, runs, jobs, device, bar)
+    folders = {spec: runs / names(spec) for spec in specs}
     done = [RunResult.open(folder, spec) for spec, folder in folders.items() if is_finished(folder)]
     done = time_missing(done, device)
     if done: store.keep(done)
-    if failures: raise InputError("; ".join(failures))
-    return done
+    return failures
+
+# %% ../../nbs/88_reproduce.ipynb #9bd8e934
+def _with_failures(table: pd.DataFrame,    # one line per key
+                   failed: dict[str, str], # errors by key
+                   order: Iterable[str]    # of the keys
+                  ) -> pd.DataFrame:       # the same where nothing failed
+    "A table that says what failed, with a line for what has no rows."
+    if not failed: return table
+    known = {*failed, *table.index}
+    lines = [key for key in dict.fromkeys([*order, *table.index, *failed]) if key in known]
+    table = table.astype(object).reindex(lines).fillna("").rename_axis(table.index.name)
+    return table.assign(error=[f"failed: {failed[key]}" if key in failed else "" for key in lines])
+
+def _by_key(failures: Iterable[tuple[str, int, str]]) -> dict[str, str]: # of key, seed, error
+    "Errors of several seeds in one text, by key."
+    found = {}
+    for key, seed, said in failures:
+        found.setdefault(key, []).append(f"seed {seed}, {said}")
+    return {key: "; ".join(said) for key, said in found.items()}
+
+# %% ../../nbs/88_reproduce.ipynb #60d0be76
+class _Expected:
+    "How long a run will train, by rows of the store."
+    def __init__(self, rows: pd.DataFrame):
+        self.known = {} # by what decides the rate
+        rows = rows.dropna(subset=["train_seconds"]) if len(rows) else rows
+        self.rows = rows[rows["epochs"] > 0] if len(rows) else rows
+
+    def __call__(self, spec: RunSpec # with nothing left open
+                ) -> tuple[float, bool]: # seconds, NaN where nothing is known; is it a guess?
+        key = (spec.image_set, spec.method, spec.budget, spec.z_dim, settings_text(spec.settings))
+        if key not in self.known: self.known[key] = self._rate(spec)
+        rate, guess = self.known[key]
+        return rate * spec.n_train * settings_of(spec).epochs, guess
+
+    def _rate(self, spec: RunSpec) -> tuple[float, bool]: # seconds per image and epoch
+        for method in dict.fromkeys((spec.method, "vae")):
+            rows = self._nearest(spec, method)
+            if not len(rows): continue
+            rates = rows["train_seconds"] / (rows["n_train"] * rows["epochs"])
+            times = 1. if method == spec.method else _STEPS.get(spec.method, max(_STEPS.values()))
+            own = method == spec.method and rows["dataset"].iloc[0] == spec.image_set
+            return times * float(rates.median()), not own
+        return math.nan, True
+
+    def _nearest(self, spec: RunSpec, method: str) -> pd.DataFrame:
+        "The rows of a method at this budget; of this set, these settings and this size where there are."
+        if not len(self.rows): return self.rows
+        rows = self.rows[(self.rows["method"] == method) & (self.rows["budget"] == spec.budget)]
+        near = dict(dataset=spec.image_set, settings=settings_text(spec.settings), z_dim=spec.z_dim)
+        for column, value in near.items():
+            same = rows[rows[column] == value]
+            if len(same): rows = same
+        return rows
+
+# %% ../../nbs/88_reproduce.ipynb #f932d6a5
+_FINISHED, _KEPT, _MISSING = "finished", "in the store", "missing"
+
+class _Cell(NamedTuple):
+    "A run of a plan."
+    spec: RunSpec
+    line: str              # of the table
+    state: str             # finished here, in the store, or missing
+    starts: bool           # is it run?
+    seconds: float = 0.    # of training that are expected; NaN where nothing is known
+    guess: bool = False    # are they a guess?
+
+def _took(cells: list[_Cell], jobs: int = 1) -> str: # in words; empty where nothing is run
+    "What runs will take."
+    known = [c.seconds for c in cells if c.starts and c.seconds == c.seconds]
+    unknown = sum(c.starts for c in cells) - len(known)
+    guess = "guess: " if any(c.guess for c in cells if c.starts) and known else ""
+    said = [guess + _duration(max(max(known), sum(known) / jobs))] if known else []
+    if unknown: said.append(f"{unknown} of unknown time" if known else "unknown")
+    return ", ".join(said)
+
+# %% ../../nbs/88_reproduce.ipynb #fed642af
+class _Plan(NamedTuple):
+    "What a page or a study has, and what it lacks."
+    cells: list[_Cell]
+    jobs: int      # runs side by side
+    disk_mb: float # of the checkpoints of what is run
+    peak_mb: float # of one run, NaN where no row says it
+
+    @property
+    def summary(self) -> str:
+        "A few lines."
+        states = [c.state for c in self.cells]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in (_FINISHED, _KEPT, _MISSING))
+        said = [f"{len(states)} run{'s' if len(states) > 1 else ''}: {counts}"]
+        n, again = sum(c.starts for c in self.cells), sum(c.starts and c.state == _KEPT for c in self.cells)
+        if again: said.append(f"{again} in the store, made again here: their folders are elsewhere")
+        return "\n".join([*said, self._costs(n) if n else "nothing is to be trained"])
+
+    def _costs(self, n: int) -> str: # of so many runs
+        side = min(self.jobs, n)
+        memory = f"{self.peak_mb * side:,.0f} MB of memory" if self.peak_mb > 0 else "memory unknown"
+        return (f"{n} to train, {side} at a time: {_took(self.cells, self.jobs)}, "
+                f"{max(1, self.disk_mb):,.0f} MB of disk, {memory}")
+
+    @property
+    def table(self) -> pd.DataFrame:
+        "One line per method and size, one column per seed."
+        rows = [dict(dataset=c.spec.image_set, images=c.spec.n_train, z=c.spec.z_dim, method=c.spec.method,
+                     line=c.line, seed=c.spec.seed, state=c.state, cell=c) for c in self.cells]
+        table = pd.DataFrame(rows).fillna({"images": "all"})
+        varies = [k for k in ("dataset", "images", "line") if table[k].nunique() > 1 and k != "line"
+                  or k == "line" and (table["line"] != table["method"]).any()]
+        keys = [*varies, "z", "method"]
+        states = {f"seed {seed}": g.groupby(keys, sort=False)["state"].first()
+                  for seed, g in table.groupby("seed")}
+        times = table.groupby(keys, sort=False)["cell"].apply(lambda cells: _took(list(cells)))
+        return pd.DataFrame(states | {"training": times}).reindex(times.index).fillna("")
+
+    def __str__(self) -> str: return f"{self.table.to_string()}\n{self.summary}"
+
+# %% ../../nbs/88_reproduce.ipynb #cecc77e8
+_WORDS = ("method", "z_dim", "seed", "budget", "likelihood", "binarisation", "n_train")
+
+def _kept(rows: pd.DataFrame, names: _Names) -> Callable[[RunSpec], bool]:
+    "Whether the store has the row of a specification."
+    columns = [rows[c] for c in (*_WORDS, "dataset", "checksum", "settings")] if len(rows) else []
+    known = set(zip(*columns))
+    def kept(spec: RunSpec) -> bool:
+        full, checksum, _ = names.read(spec)
+        said = (full.image_set, checksum[:12], settings_text(full.settings))
+        return (*(getattr(full, k) for k in _WORDS), *said) in known
+    return kept
+
+def _checkpoints_mb(specs: list[RunSpec], names: _Names) -> float:
+    "About how large the checkpoints of runs are, by one model of each size, and one of each changed method."
+    known, total = {}, 0.
+    for spec in specs:
+        full, _, shape = names.read(spec)
+        key = (full.dataset, spec.z_dim, spec.settings, spec.method if spec.settings else "")
+        if key not in known:
+            known[key] = sum(p.numel() for p in build_model(full, shape).parameters()) * 4 * 4 / 1e6
+        total += known[key]
+    return total
+
+def _peak_mb(specs: list[RunSpec], rows: pd.DataFrame) -> float:
+    "The largest memory of runs at this budget, of this image set where there are."
+    if not specs or not len(rows): return math.nan
+    rows = rows[rows["budget"] == specs[0].budget]
+    same = rows[rows["dataset"].isin([s.image_set for s in specs])]
+    return float((same if len(same) else rows)["peak_mb"].astype(float).max())
+
+# %% ../../nbs/88_reproduce.ipynb #bc137797
+def _state(spec: RunSpec, kept: bool, names: _Names, runs: Path) -> tuple[RunSpec, str]:
+    "A specification with nothing left open, and whether it is finished here, in the store, or missing."
+    try: full, finished = names.read(spec)[0], is_finished(runs / names(spec))
+    except InputError: # a row may be older than what can be trained
+        if not kept: raise
+        full, finished = spec, False
+    return full, _FINISHED if finished else _KEPT if kept else _MISSING
+
+def _plan(specs: list[RunSpec], store: Store, runs: Path,
+          jobs: int = JOBS,                              # runs side by side
+          again: bool = False,                           # run what has a row, but no folder here?
+          kept: Callable[[RunSpec], bool]|None = None,   # has the store a row? None: looked up
+          lines: Iterable[str] = (),                     # of the table; (): the methods
+          names: _Names|None = None                      # None: read anew
+         ) -> _Plan:
+    "What runs there are, and what the missing ones will take; starts nothing."
+    names, rows = names or _Names(), store.runs()
+    kept, expected, cells = kept or _kept(rows, names), _Expected(rows), []
+    for spec, line in zip(specs, lines or [s.method for s in specs]):
+        full, state = _state(spec, kept(spec), names, runs)
+        starts = state == _MISSING or (again and state == _KEPT)
+        cells.append(_Cell(full, line, state, starts, *(expected(full) if starts else ())))
+    todo = [s for s, c in zip(specs, cells) if c.starts]
+    return _Plan(cells, jobs, _checkpoints_mb(todo, names), _peak_mb(todo, rows))
 
 # %% ../../nbs/88_reproduce.ipynb #5e6e32ea
 def train_study(name: str,                # one of STUDIES
@@ -146,13 +380,40 @@ def train_study(name: str,                # one of STUDIES
                 runs: str|Path|None = None, # folder of all runs; None: GPVAE_RUNS, else the user's cache
                 out: str|Path|None = None, # folder of the results; None: GPVAE_RESULTS, else the checkout's
                 device: str|None = None,  # None: a GPU if there is one
-                bar: bool = True          # show progress
-               ) -> pd.DataFrame:         # one line per line of the study
+                bar: bool = True,         # show progress, and the plan before it
+                plan: bool = False,       # the plan alone: nothing is started
+                **grid                    # what `page` can be given besides the images
+               ) -> pd.DataFrame:         # one line per line of the study, or of its plan
     "Train what the store lacks of a study and keep it."
-    study, store = STUDIES[choose("study", name, STUDIES)], Store(out)
-    open_folder(store.folder, "pass another one by --out")
-    _finish(study.missing(store), store, runs_root(runs), jobs, device, bar)
-    return line_table(study.rows(store))
+    study = _varied(STUDIES[choose("study", name, STUDIES)], **grid)
+    store, names = Store(out), _Names()
+    runs, missing = runs_root(runs), study.missing(store)
+    if not plan: open_folder(store.folder, "pass another one by --out")
+    _check_start(missing, jobs, device)
+    planned = _plan(list(study.specs), store, runs, jobs, kept=lambda s: s not in missing, lines=study.lines,
+                    names=names)
+    if plan or (bar and missing): print(planned.summary)
+    if plan: return planned.table
+    failures = _finish(missing, names, store, runs, jobs, device, bar)
+    rows = study.rows(store)
+    if not len(rows): _refuse(failures)
+    if failures: print(_study_table(rows).to_string(), *_failed_lines(study, failures), sep="\n")
+    _refuse(failures)
+    return _study_table(rows)
+
+def _study_table(rows: pd.DataFrame # of `Study.rows`
+                ) -> pd.DataFrame:
+    "The lines of a study, in a block for all that no table may mix."
+    keys = [c for c in ("dataset", "likelihood", "binarisation", "n_train", "z_dim") if rows[c].nunique() > 1]
+    if not keys: return line_table(rows)
+    return pd.concat({key: line_table(g) for key, g in rows.groupby(keys)}, names=keys)
+
+def _failed_lines(study: Study, failures: list[_Failure]) -> list[str]:
+    "What failed of a study, to stand below its table."
+    line_of = dict(zip(study.specs, study.lines or [s.method for s in study.specs]))
+    of = [f for f in failures if f.spec in line_of]
+    failed = _by_key((f"{line_of[f.spec]}, z {f.spec.z_dim}", f.spec.seed, f.line) for f in of)
+    return [f"{key}  failed: {said}" for key, said in failed.items()]
 
 # %% ../../nbs/88_reproduce.ipynb #07af3b60
 class _Shown(NamedTuple):
@@ -162,14 +423,39 @@ class _Shown(NamedTuple):
     images: dict[str, np.ndarray]  # numbers of their images, by `<spec>_<name>`
     modes: pd.DataFrame            # test-time modes of the same runs
     store: Store
+    failed: tuple[tuple[str, int, int, str], ...] = () # method, z_dim, seed and error of runs that failed
 
     @property
     def methods(self) -> list[str]: return [m for m in self.study.methods if (self.rows["method"] == m).any()]
 
     @property
+    def blocks(self) -> dict[int, "_Shown"]:
+        "The page of each number of latent dimensions."
+        sizes = dict.fromkeys([s.z_dim for s in self.study.specs if s.z_dim in {*self.rows["z_dim"]}])
+        return {z: self._of(z) for z in dict.fromkeys([*sizes, *(z for _, z, _, _ in self.failed)])}
+
+    def _of(self, z: int) -> "_Shown":
+        rows = self.rows[self.rows["z_dim"] == z]
+        modes = self.modes[self.modes["spec"].isin(rows["spec"])] if len(self.modes) else self.modes
+        return self._replace(rows=rows, modes=modes, failed=tuple(f for f in self.failed if f[1] == z))
+
+    def per_z(self, table_of: Callable[["_Shown"], pd.DataFrame]) -> pd.DataFrame:
+        "A table, or those of all numbers of latent dimensions as blocks of one."
+        tables = {z: table_of(block) for z, block in self.blocks.items()}
+        some = {z: t for z, t in tables.items() if len(t)}
+        if len(tables) == 1 or not some: return next(iter(tables.values()))
+        return pd.concat(some, names=["z"])
+
+    def _block_table(self) -> pd.DataFrame:
+        failed = _by_key((method, seed, said) for method, _, seed, said in self.failed)
+        table = likelihood_table(self.rows, self.images, self.methods)
+        return _with_failures(table, failed, self.study.methods)
+
+    @property
     def table(self) -> pd.DataFrame:
-        "One line per method: bounds, differences, times."
-        return likelihood_table(self.rows, self.images, self.methods)
+        "One line per method: bounds, differences, times; in blocks where there are several sizes."
+        table = self.per_z(_Shown._block_table)
+        return table.fillna("") if self.failed else table
 
     @property
     def setting(self) -> str: # Markdown
@@ -178,7 +464,9 @@ class _Shown(NamedTuple):
         torches = ", ".join(self.rows["torch"].astype(str).unique())
         pixels = f"binarisation `{one['binarisation']}`, {one['likelihood']} likelihood"
         size = f"{one['n_train']:,} training images"
-        return (f"Budget `{one['budget']}`, {size}, {pixels}, {one['z_dim']} latent "
+        changed = f", changed `{one['settings']}`" if one["settings"] else ""
+        sizes = ", ".join(map(str, self.rows["z_dim"].unique()))
+        return (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent "
                 f"dimensions, {n} run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}").strip()
 
     @property
@@ -190,33 +478,102 @@ class _Shown(NamedTuple):
     @property
     def widths(self) -> pd.DataFrame: # IWAE and ESS by method and factor; empty with one factor
         "The models of the page under proposals of several widths."
-        rows, same = self.store.runs(), ["dataset", "checksum", "budget", "n_train", "z_dim"]
+        if not len(self.rows): return pd.DataFrame()
+        same = ["dataset", "checksum", "likelihood", "binarisation", "budget", "n_train", "z_dim"]
+        rows, changed = self.store.runs(), re.escape(self.rows["settings"].iloc[0])
         rows = rows[(rows[same] == self.rows[same].iloc[0]).all(axis=1) & rows["method"].isin(self.methods)]
-        rows = rows[rows["settings"].str.fullmatch(r"(inflation=[\d.]+)?")]
+        rows = rows[rows["settings"].str.fullmatch(changed or r"(inflation=[\d.]+)?")]
         table = rows.groupby(["method", "inflation"])[["iwae", "ess"]].mean().round(2)
         return table if rows["inflation"].nunique() > 1 else table.iloc[:0]
 
 # %% ../../nbs/88_reproduce.ipynb #c32c4ac6
+def _words(value: object) -> list[str]: # "" and None: none
+    "The words of a parameter: text with spaces or commas between, or a list."
+    if isinstance(value, (list, tuple)): return [str(v) for v in value]
+    text = "" if value is None else str(value)
+    return [w.strip("'\"") for w in re.split(r"[\s,]+", text.strip("[]() ")) if w]
+
+def _numbers(name: str, value: object) -> list[int]:
+    "The whole numbers of a parameter."
+    words = _words(value)
+    ok = all(re.fullmatch(r"-?[0-9]{1,15}", w) for w in words)
+    require(ok, f"{name} is {value!r}: write whole numbers, as in 20 or \"[10, 20]\"")
+    return list(map(int, words))
+
+def _number(name: str, value: object) -> int|None: # None: not given
+    "The whole number of a parameter."
+    numbers = _numbers(name, value)
+    require(len(numbers) <= 1, f"{name} is {value!r}: write one whole number")
+    return numbers[0] if numbers else None
+
+def _pairs(value: object) -> tuple[tuple[str, object], ...]:
+    "Changed settings: `key=value` with spaces between, or a list of them."
+    if isinstance(value, (list, tuple)): return tuple(parse_setting(str(v)) for v in value)
+    text = "" if value is None else str(value).strip()
+    return tuple(map(parse_setting, re.split(r"\s+(?=\w+=)", text))) if text else ()
+
+def _failures(value: object) -> tuple[tuple[str, int, int, str], ...]:
+    "Failed runs, as `reproduce` passes them: lists of method, z_dim, seed and error."
+    lists = [] if value in ("", None) else value
+    kinds = (str, int, int, str)
+    ok = isinstance(lists, (list, tuple)) and all(
+        isinstance(f, (list, tuple)) and tuple(map(type, f)) == kinds for f in lists)
+    require(ok, f"failed is {value!r}: it is a list of [method, z_dim, seed, error]")
+    return tuple(map(tuple, lists))
+
+# %% ../../nbs/88_reproduce.ipynb #23d08146
+def _command(dataset: str, budget: str, **asked: object) -> str:
+    "The command that makes a page."
+    said = {k: v for k, v in asked.items() if v}
+    words = "".join(f" --{k} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in said.items()
+                    if k != "settings")
+    changes = "".join(f" --set '{k}={v}'" for k, v in said.get("settings", ()))
+    return f"gpvae_reproduce --dataset {dataset} --budget {budget}{words}{changes}"
+
+def _rows_of(store: Store, dataset: str, budget: str, methods: list[str], seeds: int|None, checksum: str,
+             asked: dict[str, object]) -> pd.DataFrame: # asked: what else `page` is given
+    "The rows of a page, all seeds that there are unless their number is given."
+    rows = store.runs()
+    if len(rows) and checksum: rows = rows[rows["checksum"] == checksum]
+    if not len(rows): return rows
+    specs = page(dataset, budget, methods, **asked).specs
+    if seeds is None:
+        said = settings_text(specs[0].settings)
+        same = rows[(rows["dataset"] == dataset) & (rows["budget"] == budget) & (rows["settings"] == said)]
+        seeds = 1 + max([s.seed for s in specs] + same["seed"].tolist())
+    specs, n_train = page(dataset, budget, methods, seeds, **asked).specs, asked["n_train"]
+    return select(rows, [replace(s, n_train=n_train) for s in specs] if n_train else specs)
+
+# %% ../../nbs/88_reproduce.ipynb #251929d8
 def shown(dataset: str,           # name of an image set
           budget: str,            # one of PAGES
           more: str = "",         # methods besides those of the page, with spaces between
           checksum: str = "",     # first digits of the pixels' checksum; "": any
-          store: Store|None = None # None: the repository's
+          store: Store|None = None, # None: the repository's
+          *, methods: object = "", # instead of those of the page; words or a list
+          seeds: object = "",     # of each method; "": all that there are
+          likelihood: str = "",   # "": the data set's
+          z_dims: object = "",    # latent dimensions, one or several; "": the page's
+          n_train: object = "",   # training images; "": the budget's
+          settings: object = "",  # changed ones: key=value with spaces between, or a list
+          failed: object = ""     # runs that failed: a list of [method, z_dim, seed, error]
          ) -> _Shown:
     "What the store has for a page; `InputError` with the command that makes it where there is nothing."
-    store, study = store or Store(), page(dataset, budget)
-    study = page(dataset, budget, list(dict.fromkeys([*study.methods, *more.split()])))
-    rows = store.runs()
-    if len(rows) and checksum: rows = rows[rows["checksum"] == checksum]
-    if len(rows):
-        same = rows[(rows["dataset"] == dataset) & (rows["budget"] == budget) & (rows["settings"] == "")]
-        seeds = 1 + max([s.seed for s in study.specs] + same["seed"].tolist())
-        rows = select(rows, page(dataset, budget, study.methods, seeds).specs)
-    require(len(rows) > 0, f"{store.folder / 'runs.csv'} has no run of {dataset} at budget {budget}: "
-            f"gpvae_reproduce --dataset {dataset} --budget {budget} makes them")
+    store, number, failed = store or Store(), _number("seeds", seeds), _failures(failed)
+    asked = dict(likelihood=likelihood or None, z_dims=_numbers("z_dims", z_dims),
+                 n_train=_number("n_train", n_train), settings=_pairs(settings))
+    named = _words(methods) or None
+    study = page(dataset, budget, named, number, **asked)
+    all_methods = list(dict.fromkeys([*study.methods, *more.split()]))
+    if more.split(): study = page(dataset, budget, all_methods, number, **asked)
+    rows = _rows_of(store, dataset, budget, all_methods, number, checksum, asked)
+    require(len(rows) > 0, f"{store.folder / 'runs.csv'} has no run of {dataset} at budget {budget}"
+            f"{' like this' if study.name not in PAGES else ''}: "
+            f"{_command(dataset, budget, methods=named, seeds=number, **asked)} makes them")
+    check_alike(rows, but=("z_dim",))
     modes = store.modes()
     if len(modes): modes = modes[modes["spec"].isin(rows["spec"])]
-    return _Shown(study, rows, store.images(rows), modes, store)
+    return _Shown(study, rows, store.images(rows), modes, store, failed)
 
 # %% ../../nbs/88_reproduce.ipynb #9b021e40
 def _about(s: _Shown) -> tuple[str, str|None]: # its method; what it is compared with, or None
@@ -254,6 +611,12 @@ def _difference(s: _Shown, method: str, reference: str) -> tuple[str, str]: # an
     return said, f"{text_interval((d.mean(), low, high))} nats per image (95 % interval over {over})"
 
 def _answer(s: _Shown) -> str:
+    "What the rows say, with an interval, of each number of latent dimensions."
+    blocks = {z: block for z, block in s.blocks.items() if len(block.rows)}
+    if len(blocks) == 1: return _block_answer(next(iter(blocks.values())))
+    return " ".join(f"With {z} latent dimensions: {_block_answer(block)}" for z, block in blocks.items())
+
+def _block_answer(s: _Shown) -> str:
     "What the rows say, with an interval."
     (method, reference), iwae = _about(s), f"IWAE-{s.rows['iwae_k'].iloc[0]}"
     value = f"{_mean(s, method):.2f}"
@@ -289,8 +652,9 @@ def _cost(s: _Shown) -> str:
     "What training and inference took."
     (method, reference), n = _about(s), len(s.rows)
     whole = f"training all {n} models took" if n > 1 else "training the model took"
-    whole += f" {_duration(s.rows['train_seconds'].sum())} on {', '.join(s.rows['device'].unique())}"
-    step, posterior = (np.nan, np.nan) if reference is None else _ratios(s, method, reference)
+    whole += f" {_duration(float(s.rows['train_seconds'].sum()))} on {', '.join(s.rows['device'].unique())}"
+    if reference is not None and len(s.blocks) == 1: step, posterior = _ratios(s, method, reference)
+    else: step, posterior = np.nan, np.nan
     if not np.isfinite(step + posterior): return f"{whole[0].upper()}{whole[1:]}."
     return (f"A training step takes {step:.1f} times that of the {METHODS[reference].title} and a posterior "
             f"{posterior:.1f} times; {whole}.")
@@ -378,10 +742,23 @@ def _clean_output(output) -> None: # of a cell, changed in place
 
 # %% ../../nbs/88_reproduce.ipynb #7a580341
 def _page_name(study: Study) -> str:
-    "The file of a page: the image set; an own file with the name of a known set is told from it."
+    "The file of a page: the image set, what tells an own file from a known set, what tells a grid."
     spec = study.specs[0]
     own = "_own" if spec.image_set in CHOICES and spec.dataset != spec.image_set else ""
-    return spec.image_set + own + ("_published" if study.published is not None else "")
+    grid = f"_{study.name}" if study.name not in PAGES else ""
+    return spec.image_set + own + ("_published" if study.published is not None else grid)
+
+def _parameters(study: Study, methods: list[str]|None, failures: list[_Failure], names: _Names
+               ) -> dict[str, object]: # of the template
+    "What the template is told: where all is as usual, other methods and the checksum alone."
+    full, checksum, _ = names.read(study.specs[0])
+    failed = [[f.spec.method, f.spec.z_dim, f.spec.seed, f.line] for f in failures if f.spec in study.specs]
+    said = dict(more=" ".join(methods or ()), checksum=checksum[:12])
+    if failed: said["failed"] = failed
+    if study.name in PAGES: return said
+    sizes = list(dict.fromkeys(s.z_dim for s in study.specs))
+    return said | dict(more="", methods=" ".join(study.methods), likelihood=full.likelihood, z_dims=sizes,
+                       n_train=full.n_train, settings=settings_text(full.settings))
 
 # %% ../../nbs/88_reproduce.ipynb #ff1795c5
 def reproduce(dataset: str,                  # name of an image set, or the path of an .npz
@@ -392,17 +769,39 @@ def reproduce(dataset: str,                  # name of an image set, or the path
               device: str|None = None,       # None: a GPU if there is one
               runs: str|Path|None = None,    # folder of all runs; None: GPVAE_RUNS, else the user's cache
               out: str|Path|None = None,     # folder of page and results; None: that of the store
-              bar: bool = True               # show progress
-             ) -> Path:                      # the page
+              bar: bool = True,              # show progress, and the plan before it
+              plan: bool = False,            # the plan alone: nothing is started
+              **grid                         # likelihood, z_dims, n_train and settings of `page`
+             ) -> Path|None:                 # the page; None with a plan
     "Train what is missing, time it, keep the results and render the page of a data set; prints the table."
-    study, store, runs = page(dataset, budget, methods, seeds), Store(out), runs_root(runs)
-    name, image_set = _page_name(study), study.specs[0].image_set
-    check_rendering("reproduce", store.folder, name)
-    results = _finish(list(study.specs), store, runs, jobs, device, bar)
-    values = dict(more=" ".join(methods or ()), checksum=results[0].metrics["checksum"])
-    found = shown(image_set, budget, store=store, **values)
+    study, store, runs = page(dataset, budget, methods, seeds, **grid), Store(out), runs_root(runs)
+    names, name, usual = _Names(), _page_name(study), study.name in PAGES
+    if not plan: check_rendering("reproduce", store.folder, name)
+    _check_start(list(study.specs), jobs, device)
+    planned = _plan(list(study.specs), store, runs, jobs, again=usual, names=names)
+    starts = any(cell.starts for cell in planned.cells)
+    if plan: print(planned)
+    elif bar and starts: print(f"{planned.summary}\n")
+    if plan: return None
+    specs = [s for s, c in zip(study.specs, planned.cells) if c.starts or c.state == _FINISHED]
+    failures = _finish(specs, names, store, runs, jobs, device, bar)
+    told = _parameters(study, methods, failures, names)
+    path = _show_page(study, budget, runs, store, name, told, failures)
+    _refuse(failures)
+    return path
+
+# %% ../../nbs/88_reproduce.ipynb #537cde4d
+def _show_page(study: Study, budget: str, runs: Path, store: Store, name: str, parameters: dict[str, object],
+               failures: list[_Failure]) -> Path:
+    "Print the table and render the page, from what did not fail."
+    image_set = study.specs[0].image_set
+    try: found = shown(image_set, budget, store=store, **parameters)
+    except InputError:
+        _refuse(failures) # there is nothing but failures
+        raise
     print(found.table.T.to_string())
     about = "Likelihoods" if study.published is None else "A published number"
-    path = render(image_set, budget, runs, store.folder, name=name, about=about, **values)
+    if study.name not in PAGES: about = f"{about} with {study.title.partition(': ')[2]}"
+    path = render(image_set, budget, runs, store.folder, name=name, about=about, **parameters)
     print(f"\npage  {path}\ntable {store.folder / 'runs.csv'}")
     return path
