@@ -840,6 +840,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'gpvae.study.run._evaluate_run': ('run.html#_evaluate_run', 'gpvae/study/run.py'),
                                  'gpvae.study.run._judged': ('run.html#_judged', 'gpvae/study/run.py'),
                                  'gpvae.study.run._learned': ('run.html#_learned', 'gpvae/study/run.py'),
+                                 'gpvae.study.run._made': ('run.html#_made', 'gpvae/study/run.py'),
                                  'gpvae.study.run._own': ('run.html#_own', 'gpvae/study/run.py'),
                                  'gpvae.study.run._per_image': ('run.html#_per_image', 'gpvae/study/run.py'),
                                  'gpvae.study.run._read_metrics': ('run.html#_read_metrics', 'gpvae/study/run.py'),

@@ -267,6 +267,13 @@ _CAPACITY = _study("capacity", "Steps and width of the encoder", {
 
 # %% ../../nbs/84_catalogue.ipynb #2005f28b
 _GREY = RunSpec("mnist", "vae", 20, 0, "cpu", "gaussian", settings=(("weight_decay", 0.02),))
+_GP = refit_of(_cpu("vae"), "gpvae")
+_PROPOSALS = _study("proposals", "The doubt as a proposal", {
+    "as trained": _GP,
+    "doubt times 4": replace(_GP, settings=(*_GP.settings, ("heat", 4.))),
+    "variances times 1.4": replace(_GP, settings=(*_GP.settings, ("inflation", 1.4))),
+})
+
 def _and_step(spec: RunSpec, **more) -> RunSpec:
     return replace(spec, settings=(*spec.settings, *_STEP.items(), *more.items()))
 
@@ -305,6 +312,7 @@ def _search(name: str, title: str, tries: dict[str, list[dict]], n_train: int|No
     specs = tuple(_cpu(m, n_train, **schedule | t) for m, t in pairs)
     return Study(name, title, specs, tuple(settings_text(tuple(t.items())) or "preset" for _, t in pairs))
 
-STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE, _CLOSING, _CAPACITY, _ELSEWHERE,
+STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE,
+                               _CLOSING, _CAPACITY, _ELSEWHERE, _PROPOSALS,
                                _search("search", "Short tries", _TRIES, 5000, **_SHORT),
                                _search("finals", "Finals", _FINALS, None, milestones=()))}
