@@ -83,5 +83,5 @@ def test_gaps_are_whole():
         start = f"{r['spec']}_test_"
         test = {k.removeprefix(start): v for k, v in images.items() if k.startswith(start)}
         sizes = {len(v) for v in test.values()}
-        assert sizes in ({500}, {200}) and np.isfinite(test["elbo"]).all() # 200 where seeds are compared
+        assert sizes in ({500}, {200}, {100}) and np.isfinite(test["elbo"]).all() # 200 where seeds are compared, 100 elsewhere
         assert abs(test["iwae_1.0"].mean() - r["iwae_1.0"]) < 0.01
