@@ -309,3 +309,12 @@ def test_images_of_another_size_are_told_from_other_faults(network):
     with pytest.raises(InputError, match=r"^images \[1, 12, 12\] have 144 pixels, the model's 64$"): model.posterior(torch.ones(3, 1, 12, 12))
     assert all(part.training for part in model.modules())
     with pytest.raises(RuntimeError, match="cannot be multiplied"): model.posterior(torch.zeros(3, *shape))
+
+def test_a_reader_who_stops_is_no_error():
+    "As in `gpvae_run … | head -1`: no traceback, and the status of a command that went well."
+    code = "import sys; from gpvae.study.commands import _guarded; sys.exit(_guarded(lambda: [print('x' * 99) for _ in range(10**5)], 'name'))"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.readline()
+    child.stdout.close()
+    said = child.stderr.read().decode()
+    assert child.wait() == 0 and not said, said

@@ -19,7 +19,7 @@ from gpvae.study.reproduce import opening, render, reproduce, shown, time_missin
 from gpvae.study.run import run
 from gpvae.study.spec import BUDGETS, RunSpec, Settings
 from gpvae.study.store import Store, checkout
-from gpvae.study.tables import paired
+from gpvae.study.tables import paired, seed_difference
 
 RESULTS = checkout() / "nbs" / "results"
 TINY = (("epochs", 2), ("hidden", (8,)))
@@ -169,3 +169,13 @@ def test_own_images_have_a_page_of_their_own(short, runs, tmp_path, monkeypatch,
     assert page == out / "digits_own.ipynb" and str(tmp_path) not in page.read_text() and "IWAE-5" in capsys.readouterr().out
     rows = Store(out).runs()
     assert rows["dataset"].tolist() == ["digits"] and len(rows["checksum"].iloc[0]) == 12 and rows["infer_ms_one"].notna().all()
+
+def test_methods_are_told_apart_by_the_intervals_of_seeds_and_images():
+    s = shown("static_mnist", "cpu")
+    clear, rest = s.told_apart.split("Not told apart")
+    for method in s.methods[1:]:
+        _, low, high = seed_difference(s.rows, s.images, method)
+        assert (f"`{method}`" in clear) == (low > 0 or high < 0) != (f"`{method}`" in rest)
+    assert f"Of {len(s.methods) - 1} methods" in clear and s.methods[0] == "vae"
+    one = s._replace(rows=s.rows[s.rows["seed"] == 0])
+    assert one.told_apart == "" and s._replace(rows=s.rows[s.rows["method"] == "vae"]).told_apart == ""

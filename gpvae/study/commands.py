@@ -166,6 +166,9 @@ def _guarded(call: Callable[[], None], name: str,
         said, status = "ended; the same command continues", 143
     except KeyboardInterrupt:
         said, status = "interrupted; the same command continues", 130
+    except BrokenPipeError: # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     for file in [sys.stderr] + [sys.stdout] * twice: print(f"{name}: {said}", file=file)
     return status
 

@@ -458,6 +458,11 @@ class _Shown(NamedTuple):
         return table.fillna("") if self.failed else table
 
     @property
+    def told_apart(self) -> str: # Markdown
+        "Which methods are told apart from the reference, of each number of latent dimensions."
+        return "\n\n".join(filter(None, map(_told_apart, self.blocks.values())))
+
+    @property
     def setting(self) -> str: # Markdown
         "The setting that all rows share."
         one, n = self.rows.iloc[0], len(self.rows)
@@ -485,6 +490,20 @@ class _Shown(NamedTuple):
         rows = rows[rows["settings"].str.fullmatch(changed or r"(inflation=[\d.]+)?")]
         table = rows.groupby(["method", "inflation"])[["iwae", "ess"]].mean().round(2)
         return table if rows["inflation"].nunique() > 1 else table.iloc[:0]
+
+# %% ../../nbs/88_reproduce.ipynb #03716d31
+def _told_apart(s: _Shown) -> str: # Markdown; empty where there is nothing to compare, or one seed
+    "Which methods differ from the reference by the intervals over seeds and images, of how many."
+    others, reference = [m for m in s.methods if m != s.study.reference], s.study.reference
+    if not others or reference not in s.methods or s.rows["seed"].nunique() < 2: return ""
+    found = {m: seed_difference(s.rows, s.images, m, reference) for m in others}
+    apart = {m: d for m, d in found.items() if d[1] > 0 or d[2] < 0}
+    same = {m: d for m, d in found.items() if m not in apart}
+    clear = ", ".join(f"`{m}` {text_interval(d)}" for m, d in apart.items()) or "none"
+    widest = max(((d[2] - d[1]) / 2 for d in same.values()), default=0.)
+    rest = f" Not told apart, to within ± {widest:.2f}: {', '.join(f'`{m}`' for m in same)}." if same else ""
+    return (f"Of {len(found)} methods, told apart from `{reference}` by IWAE: {clear}, nats per image."
+            f"{rest} Each interval is at 95 % for itself.")
 
 # %% ../../nbs/88_reproduce.ipynb #c32c4ac6
 def _words(value: object) -> list[str]: # "" and None: none
