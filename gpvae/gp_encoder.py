@@ -74,6 +74,7 @@ class _OwnStandardised(Standardised):
     "The same for features that are trained by what ψ does: in training by the moments of the batch."
     def forward(self, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
         if not self.training or len(phi) < 2: return super().forward(phi)
+        phi = phi.to(self.mean.dtype)
         var = phi.var(0, correction=0)
         scale = torch.rsqrt((var + self.eps * var.mean() + 1e-12) * phi.shape[1])
         return (phi - phi.mean(0)) * scale
