@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+import torch
 from ..checks import InputError, require
 from ..gap import Gaps, gap_table
 from ..gp_encoder import Uncertainty
@@ -291,7 +292,8 @@ def reliability(r: Report, method: str,
     "A score, scaled on validation images to their mean gap, against the gap of test images, by tenths."
     def of(split):
         s = r.scores(method, split)
-        return 0.5 * s["f_relative"] + s["g"] if score == "doubt" else s[score]
+        if score != "doubt": return s[score]
+        return Uncertainty(*(torch.as_tensor(s[k]) for k in Uncertainty._fields)).nats.numpy()
     valid, test, gap = of("valid"), of("test"), r.gaps(method).amortization
     edges = decile_edges(valid)
     factor = float(np.nanmean(r.gaps(method, "valid").amortization) / valid.mean())
