@@ -1,11 +1,11 @@
-"The recursive mixture: the VAE with one component, the nested density, who is moved by which step, the bounded divergence, and a target with two modes."
+"The recursive mixture: the VAE with one component, the nested density, who is moved by which term, the bounded divergence, and a target with two modes."
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.recursive_mixture import RecursiveMixtureEncoder, _held, _component_objective, recursive_log_pi
+from gpvae.baselines.recursive_mixture import RecursiveMixtureEncoder, _held, _component_objective, _so_far, recursive_log_pi
 from gpvae.checks import InputError
 from gpvae.likelihoods import Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk
@@ -26,16 +26,17 @@ def weights(model): return {k: v.detach().clone() for k, v in model.named_parame
 # --- the recursion ---------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("K", [2, 3, 5])
-@pytest.mark.parametrize("own_trunks", [False, True])
-def test_density_is_the_nested_formula(K, own_trunks):
-    e, x = encoder(K, scale=0.2, own_trunks=own_trunks), binary_images(5)
-    z, phi = torch.randn(7, 5, 2, generator=seeded(), dtype=F64), [trunk(x) for trunk in e.trunks()]
-    q = [head(phi[m if own_trunks else 0]).log_prob(z).exp() for m, head in enumerate(e.components)]
+def test_density_is_the_nested_formula(K):
+    e, x = encoder(K, scale=0.2), binary_images(5)
+    z, phi = torch.randn(7, 5, 2, generator=seeded(), dtype=F64), e.trunk(x)
+    q = [head(phi).log_prob(z).exp() for head in e.components]
+    parts, a = e.parts(x)
     Q = q[0]
+    close(_so_far(parts[:1], a[:0]).log_prob(z), Q.log(), 1e-10)
     for m in range(1, K):
-        epsilon = torch.sigmoid(e.logits(phi[0])[:, m - 1])
+        epsilon = torch.sigmoid(e.logits(phi)[:, m - 1])
         Q = (1 - epsilon) * Q + epsilon * q[m]
-        close(e.mixture((phi if own_trunks else phi * K)[:m + 1]).log_prob(z), Q.log(), 1e-10)
+        close(_so_far(parts[:m + 1], a[:m]).log_prob(z), Q.log(), 1e-10)
     close(e(x).log_prob(z), Q.log(), 1e-10)
 
 def test_weights_sum_to_one_also_far_out():
@@ -64,37 +65,46 @@ def test_one_component_is_the_vae():
         for beta in (0.3, 1.): train_step(model, optimizer, x, beta, 100, TrainConfig(n_samples=2))
     for p, q in zip(vae.parameters(), rme.parameters(), strict=True): close(p, q)
 
-# --- who is moved by which step ----------------------------------------------------------------------------------------------------------------
-
-def owners(own_trunks):
-    "The modules that each of the steps of a mixture of three moves."
-    return [{"encoder.trunk", "encoder.components.0"}, {"encoder.components.1"} | ({"encoder.other_trunks.0"} if own_trunks else set()),
-            {"encoder.components.2"} | ({"encoder.other_trunks.1"} if own_trunks else set()), {"encoder.logits", "decoder", "likelihood"}]
+# --- who is moved by which term ----------------------------------------------------------------------------------------------------------------
 
 def gaussian_model(e):
     "A likelihood with a parameter, and images on which nothing is special."
     return VAE(e, perturb(mlp_decoder(2, (1, 4, 4), (8,)).double(), 0.5), Gaussian(16).double())
 
-@pytest.mark.parametrize("own_trunks", [False, True])
-def test_each_step_moves_its_own_and_nothing_else(own_trunks):
-    model, x = gaussian_model(encoder(own_trunks=own_trunks, C=100.)), binary_images(6)
-    optimizer, steps = adam(model, TrainConfig(lr=0.01, weight_decay=0.2)), 0
-    for (objective, terms), own in zip(model.objectives(x), owners(own_trunks), strict=True):
-        before = weights(model)
-        optimizer.zero_grad(set_to_none=True); (-objective.mean()).backward(); optimizer.step()
-        moved = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
-        assert moved == {name for name in before if any(name.startswith(f"{part}.") for part in own)}
-        assert all(p.requires_grad for p in model.parameters())
-        assert objective.shape == terms.log_px_z.shape == terms.kl.shape == (6,)
+def gradients(greed, beta=1., n_samples=2):
+    "Of the one objective, by parameter; and the objective with its terms."
+    model, x = gaussian_model(encoder(C=100., greed=greed)), binary_images(6)
+    torch.manual_seed(5)
+    (objective, terms), = model.objectives(x, beta, n_samples)
+    objective.sum().backward()
+    assert all(p.requires_grad for p in model.parameters())
+    return {name: p.grad for name, p in model.named_parameters()}, objective, terms
 
-def test_the_last_terms_are_those_of_the_mixture():
-    model, x = bernoulli_model(encoder()), binary_images(6)
-    steps = model.objectives(x, 0.3, 2)
-    for _ in range(3): next(steps)
-    torch.manual_seed(5); objective, terms = next(steps)
-    torch.manual_seed(5); expected = model.terms(x, 2)
-    close(objective, terms.elbo(0.3)); close(terms.log_px_z, expected.log_px_z); close(terms.kl, expected.kl)
-    assert next(steps, None) is None
+def test_the_components_objectives_move_heads_and_trunk_and_nothing_else():
+    whole, bound = gradients(0.5)[0], gradients(0.)[0]
+    moved = {name for name, g in whole.items() if not torch.allclose(g, bound[name], rtol=0, atol=1e-10)}
+    assert moved == {name for name in whole if name.startswith(("encoder.trunk", "encoder.components"))}
+    assert all(g.abs().max() > 0 for g in bound.values())
+
+def test_the_mixture_before_a_component_is_a_constant():
+    "J_m moves the heads of m and the trunk: the last one's alone leaves the other heads."
+    model, x = gaussian_model(encoder(C=100.)), binary_images(6)
+    q, a = model.encoder.parts(x)
+    _component_objective(model.encoder, model, x, q[2], _so_far(q[:2], a[:1]), 1., 2).sum().backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert moved == {name for name in weights(model) if name.startswith(("encoder.trunk", "encoder.components.2"))}
+
+@pytest.mark.parametrize("greed", [0., 0.5])
+def test_the_objective_is_the_bound_and_the_components_average(greed):
+    model, x = gaussian_model(encoder(C=0.5, greed=greed)), binary_images(6)
+    torch.manual_seed(5); (objective, terms), = model.objectives(x, 0.3, 2)
+    torch.manual_seed(5)
+    q, a = model.encoder.parts(x)
+    expected = model.terms_of(model.posterior(x), x, 2)
+    J = [_component_objective(model.encoder, model, x, q[m], _so_far(q[:m], a[:m - 1]) if m else None, 0.3, 2) for m in range(3)]
+    close(terms.log_px_z, expected.log_px_z); close(terms.kl, expected.kl)
+    close(objective, expected.elbo(0.3) + greed * sum(J) / 3, 1e-10)
+    assert objective.shape == terms.log_px_z.shape == terms.kl.shape == (6,)
 
 def test_constants_are_given_back():
     "Also after an error, and when the generator is dropped half way; what was frozen before stays frozen."
@@ -103,7 +113,7 @@ def test_constants_are_given_back():
     first.requires_grad_(False)
     with pytest.raises(ZeroDivisionError), _held(model.decoder): 1 / 0
     steps = model.objectives(binary_images(6))
-    next(steps); next(steps); steps.close()
+    next(steps); steps.close()
     assert not first.requires_grad and all(p.requires_grad for p in (*rest, *model.encoder.parameters()))
 
 # --- the objective of a component ----------------------------------------------------------------------------------------------------------------
@@ -112,7 +122,7 @@ class Step:
     "The objective of a second component at given means, under fixed noise."
     def __init__(self, S=1):
         self.model, self.x, self.S = bernoulli_model(encoder(2)), binary_images(40), S
-        with torch.no_grad(): self.Q = self.model.encoder.mixture([self.model.encoder.trunk(self.x)])
+        self.Q = _so_far(self.model.encoder.parts(self.x)[0][:1], torch.empty(0, 40, dtype=F64))
         self.q = DiagonalGaussian(self.Q.mu[0] + torch.randn(40, 2, generator=seeded(), dtype=F64), self.Q.log_sigma[0])
         self.q.mu.requires_grad_()
 
@@ -125,7 +135,7 @@ class Step:
         e = self.model.encoder
         e.eta, e.C = eta, C
         torch.manual_seed(0)
-        return _component_objective(e, self.model, self.x, self.q, self.Q, beta, self.S)[0]
+        return _component_objective(e, self.model, self.x, self.q, self.Q, beta, self.S)
 
     def gradient(self, value): return torch.autograd.grad(value.sum(), self.q.mu)[0]
 
@@ -178,6 +188,6 @@ def test_a_second_component_comes_closer_to_two_modes():
 # --- input that cannot work ------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("setting, message", [(("eta", -0.1), "eta is -0.1: the weight"), (("C", 0.), "C is 0.0: the cap"), (("C", -1.), "C is -1.0: the cap"),
-                                              (("epsilon", 0.), "epsilon is 0.0: choose"), (("epsilon", 1.), "epsilon is 1.0: choose")])
+                                              (("greed", -1.), "greed is -1.0: the weight"), (("epsilon", 0.), "epsilon is 0.0: choose"), (("epsilon", 1.), "epsilon is 1.0: choose")])
 def test_refused(setting, message):
     with pytest.raises(InputError, match=message): build_model(RunSpec(method="rme-2", z_dim=2, likelihood="bernoulli", settings=(("hidden", (8, 8)), setting)), (1, 4, 4))

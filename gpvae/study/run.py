@@ -15,6 +15,7 @@ import platformdirs
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from ..baselines.mixture import separation
 from ..checks import require
 from ..data import ImageSet, Splits, prepare_splits, to_float
 from ..dreams import held
@@ -24,6 +25,7 @@ from ..gp_encoder import GPEncoder
 from ..iwae import PerImage, evaluate
 from .spec import (PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images,
                               parent_of, settings_of, settings_text, spec_hash, train_config, trained_of)
+from ..posteriors import GaussianMixture
 from ..step import stepped
 from ..timing import posterior_ms, step_ms
 from ..train import Trainer, load_checkpoint, refit, train, unprefixed, validation_bound
@@ -35,6 +37,7 @@ COLUMNS = (
     "elbo", "iwae", "iwae_k", "iwae_se", "ess", "active_units", "train_seconds", "epoch_seconds",
     "infer_ms_batch", "infer_ms_one", "peak_mb", "device", "torch", "commit", "protocol", "spec",
     "step_ms", "valid_elbo", "best_epoch", "epochs", "kl", "inflation", "settings", "checksum",
+    "weights", "information",
 )
 
 # %% ../../nbs/81_run.ipynb #094cc409
@@ -178,6 +181,14 @@ def _evaluate_modes(model: VAE, x: Tensor, binarisation: str, k: int) -> dict[st
     if encoder.modes: encoder.mode = kept
     return result
 
+def _components(model: VAE, x: Tensor, binarisation: str) -> dict[str, object]:
+    "Mean weights of a mixture, and the nats that a latent tells of its component; None for other posteriors."
+    with evaluating(model): q = model.posterior(to_float(x[:500], binarisation))
+    if not isinstance(q, GaussianMixture): return dict(weights=None, information=None)
+    weights = " ".join(f"{w:.3f}" for w in q.log_pi.exp().mean(1).tolist())
+    generator = torch.Generator(x.device).manual_seed(0)
+    return dict(weights=weights, information=separation(q, 100, generator).mean().item())
+
 def _uncertainties(model: VAE, x: Tensor, binarisation: str) -> dict[str, Tensor]:
     "The encoder's uncertainty of every image, by name; empty for an encoder without one."
     with evaluating(model):
@@ -282,7 +293,8 @@ def _evaluate_run(spec: RunSpec, checksum: str, trainer: Trainer, splits: Splits
     model, s = _judged(spec, trainer.model), settings_of(spec)
     r = _per_image(spec, model, splits, place)
     modes = _evaluate_modes(model, splits.test[:s.n_test], splits.eval_binarisation, s.k)
-    row = _row(spec, checksum, _learned(spec, trainer, splits), r, place)
+    learned = _learned(spec, trainer, splits) | _components(model, splits.test, splits.eval_binarisation)
+    row = _row(spec, checksum, learned, r, place)
     write_json(place.folder / "metrics.json", row | {"modes": modes})
 
 # %% ../../nbs/81_run.ipynb #7fc59a73

@@ -411,6 +411,7 @@ def build_model(spec: RunSpec,                 # as `load_images` returns it
 
 # %% ../../nbs/80_spec.ipynb #2fd45910
 PROTOCOL = 3 # raise when the same specification would give another result
+_REVISIONS = {"rme": 2} # raise when it would for one family alone
 
 def _canonical(s: Settings) -> dict[str, object]:
     "Settings by name, each number in its declared kind: 20 and 20.0 are one setting."
@@ -434,5 +435,7 @@ def spec_hash(spec: RunSpec, # as `load_images` returns it
     identity |= {"checksum": checksum, "protocol": PROTOCOL}
     parent = parent_of(spec)
     if parent is not None: identity |= {"parent": spec_hash(parent, checksum)}
+    revision = _REVISIONS.get(METHODS[spec.method].family)
+    if revision: identity |= {"revision": revision}
     s |= {key: plain[key] for key in ("n_train", "decoder", "checkpoint_seconds")} # two are in the identity
     return sha256(identity | {"settings": _changed(s, plain), "options": _changed(options, own)})[:12]
