@@ -66,8 +66,8 @@ class RecursiveMixtureEncoder(Encoder):
                  h_dim: int,                    # features H
                  z_dim: int,                    # latent dimensions Z
                  n_components: int = 5,         # K, the first included; 1 is the VAE
-                 eta: float = 1.,               # η: weight of the divergence
-                 C: float = 5.,                 # cap of the divergence, nats
+                 eta: float = 0.5,              # η: weight of the divergence
+                 C: float = 1.,                 # cap of the divergence, nats
                  greed: float = 0.5,            # λ: weight of the components' own objectives
                  epsilon: float = 0.1,          # every ε_m at the start
                  spread: float = 0.1):          # how far apart the components start, from 0 to 1
