@@ -651,7 +651,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'gpvae.study.cluster._Workflow.run': ('cluster.html#_workflow.run', 'gpvae/study/cluster.py'),
                                      'gpvae.study.cluster._check_executor': ('cluster.html#_check_executor', 'gpvae/study/cluster.py'),
                                      'gpvae.study.cluster._end': ('cluster.html#_end', 'gpvae/study/cluster.py'),
-                                     'gpvae.study.cluster._last': ('cluster.html#_last', 'gpvae/study/cluster.py'),
+                                     'gpvae.study.cluster._messages': ('cluster.html#_messages', 'gpvae/study/cluster.py'),
                                      'gpvae.study.cluster._read_end': ('cluster.html#_read_end', 'gpvae/study/cluster.py'),
                                      'gpvae.study.cluster._write': ('cluster.html#_write', 'gpvae/study/cluster.py')},
             'gpvae.study.commands': { 'gpvae.study.commands._Ended': ('commands.html#_ended', 'gpvae/study/commands.py'),

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/88_cluster.ipynb #86c320dd
 import importlib.util
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,10 +24,10 @@ from ..files import locked, open_folder, write_atomically
 # %% ../../nbs/88_cluster.ipynb #51887f86
 class _Executor(NamedTuple):
     "Who runs the jobs of a workflow."
-    module: str # its plug-in
+    module: str  # its plug-in
     program: str # that submits, which must be on PATH; "": none
-    counts: str # the option of Snakemake that limits how many jobs there are at once
-    usual: dict # more options
+    counts: str  # the option of Snakemake that limits how many jobs there are at once
+    usual: dict  # more options
 
 _USUAL = {"retries": 2, "keep-going": True, "scheduler": "greedy"} # a profile may change them
 _EXECUTORS = {
@@ -61,15 +62,20 @@ class _End(NamedTuple):
     status: int|None # None: it was not started, or nothing saw its end
     said: str        # its last words
 
-def _last(text: str) -> str: # its last line that is not empty
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing")
+def _messages(words: str) -> dict[str, str]: # by name of the job
+    "What an executor says of jobs that failed, in the words of Snakemake."
+    found = {}
+    for block in words.split("Error in rule ")[1:]:
+        message, job = re.search(r"message: (.+)", block), re.search(r"output: done/(\S+)", block)
+        if message and job and message[1] != "None": found[job[1]] = message[1]
+    return found
 
-def _read_end(log: Path) -> _End:
-    "What a job said before it failed; its last line is the status that the `Snakefile` adds."
-    if not log.exists(): return _End(None, "it was not started: what comes before it failed")
-    said, _, status = log.read_text(errors="replace").rpartition("status ")
+def _read_end(log: Path, message: str|None) -> _End: # what a job says; what the executor says of it
+    "How a job ended: the `Snakefile` adds its status to what it said, unless the job was ended from outside."
+    said, _, status = (log.read_text(errors="replace") if log.exists() else "").rpartition("status ")
     if status.strip().isdigit(): return _End(int(status), said[-500:].strip())
-    return _End(None, "it was ended from outside: by the limit of its time or its memory, or with its node")
+    if log.exists(): return _End(None, message or "it was ended from outside")
+    return _End(None, message or "it was not started, because what comes before it failed")
 
 # %% ../../nbs/88_cluster.ipynb #ea1b3f35
 class _Workflow(NamedTuple):
@@ -89,18 +95,18 @@ class _Workflow(NamedTuple):
         with locked(open_folder(self.folder, "pass another folder by --runs")):
             self._prepare(jobs)
             status, done = self._call(len(jobs), what), self._done()
-        logs, log = self.folder / "logs", self.folder / "workflow.txt"
-        failed = {j.name: _read_end(logs / f"{j.name}.txt") for j in jobs if j.name not in done}
-        began = done or any(logs.glob("*.txt"))
-        require(began, f"Snakemake ended with status {status} before a job had begun, and said: "
-                f"{_last(log.read_text(errors='replace'))}: {log} has all of it")
-        return failed
+        words, logs = (self.folder / "workflow.txt").read_text(errors="replace"), self.folder / "logs"
+        began = any((*done, *logs.glob("*.txt")))
+        require(began, f"Snakemake ended with status {status} before any job, and said: "
+                f"{' '.join(words[-300:].split())}: {self.folder / 'workflow.txt'} has all of it")
+        messages, failed = _messages(words), [j.name for j in jobs if j.name not in done]
+        return {name: _read_end(logs / f"{name}.txt", messages.get(name)) for name in failed}
 
     def _done(self) -> set[str]: return {p.name for p in (self.folder / "done").glob("*")}
 
     def _prepare(self, jobs: list[_Job]) -> None:
         "Write the files of the workflow; those of an earlier call are removed."
-        for name in ("done", "logs"): shutil.rmtree(self.folder / name, ignore_errors=True)
+        for old in ("done", "logs"): shutil.rmtree(self.folder / old, ignore_errors=True)
         (self.folder / "usual").mkdir(exist_ok=True)
         of = {j.name: j._asdict() | {"command": shlex.join(j.command)} for j in jobs}
         grid = {"folder": str(Path.cwd()), "resources": self.resources, "jobs": of}
@@ -126,7 +132,7 @@ class _Workflow(NamedTuple):
                                        cwd=self.folder, start_new_session=True)
             try:
                 while process.poll() is None:
-                    time.sleep(0.2)
+                    time.sleep(0.5)
                     new = len(self._done()) - show.n if self.bar else 0
                     if new: show.update(new)
             finally: _end(process)

@@ -247,9 +247,11 @@ class _Expected:
     "How long a run will train, by rows of the store."
     def __init__(self, rows: pd.DataFrame):
         self.known = {} # by what decides the rate
-        rows = rows.dropna(subset=["train_seconds"]) if len(rows) else rows
-        rows = rows[rows["epochs"] > 0] if len(rows) else rows
-        self.rows = dict(list(rows.groupby(["method", "budget"]))) if len(rows) else {}
+        self.rows = {} # by method and budget
+        if not len(rows): return
+        columns = ["method", "budget", "dataset", "settings", "z_dim", "n_train", "epochs", "train_seconds"]
+        rows = rows[columns].dropna(subset=["train_seconds"])
+        self.rows = dict(list(rows[rows["epochs"] > 0].groupby(["method", "budget"])))
 
     def __call__(self, spec: RunSpec # with nothing left open
                 ) -> tuple[float, bool]: # seconds, NaN where nothing is known; is it a guess?
@@ -514,8 +516,9 @@ def _place(name: str,              # of the grid
     _check_executor(executor, profile)
     local = executor == "local"
     gpu = (pick_device(device).type if local else device or "cpu").startswith("cuda")
-    usual, profile = JOBS if local else _CLUSTER_JOBS, profile and Path(profile).expanduser().absolute()
-    workflow = _Workflow(runs / ".jobs" / name, executor, profile, jobs, usual, {"gpu": 1} if gpu else {}, bar)
+    resources, usual = {"gpu": 1} if gpu else {}, JOBS if local else _CLUSTER_JOBS
+    profile = None if profile is None else Path(profile).expanduser().absolute()
+    workflow = _Workflow(runs / ".jobs" / name, executor, profile, jobs, usual, resources, bar)
     return _There(here._replace(side=usual if jobs is None else jobs), workflow)
 
 # %% ../../nbs/88_reproduce.ipynb #5e6e32ea
