@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 from tqdm import tqdm
@@ -112,10 +113,10 @@ class _Workflow(NamedTuple):
         grid = {"folder": str(Path.cwd()), "resources": self.resources, "jobs": of}
         executor = _EXECUTORS[self.executor]
         usual = _USUAL | executor.usual | {executor.counts: self.usual}
-        files = {"Snakefile": Path(__file__).with_name("Snakefile").read_text(encoding="utf-8"),
+        texts = {"Snakefile": files("gpvae.study").joinpath("Snakefile").read_text("utf-8"),
                  "grid.json": json.dumps(grid, indent=1),
                  "usual/config.yaml": "".join(f"{k}: {json.dumps(v)}\n" for k, v in usual.items())}
-        for name, text in files.items(): _write(self.folder / name, text)
+        for name, text in texts.items(): _write(self.folder / name, text)
 
     def _command(self) -> list[str]:
         "Snakemake, as it is called in the folder."

@@ -421,6 +421,10 @@ def _enough_mb(peak: float, gpu: bool) -> int: # MB; NaN where nothing is known
     least = _LEAST_MB["cuda" if gpu else "cpu"]
     return max(least, math.ceil(_MORE_MB * peak)) if peak > 0 else least
 
+def _span(values: list[int]) -> str: # in words
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
 def _begins_with(spec: RunSpec) -> RunSpec|None:
     "The run that must be finished before another can begin."
     trained = trained_of(spec)
@@ -498,10 +502,6 @@ class _There(NamedTuple):
             print(f"the times are not measured, the same command tries again: {end.said}", file=sys.stderr)
         return _timed(done)
 
-def _span(values: list[int]) -> str: # in words
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
 # %% ../../nbs/88_reproduce.ipynb #9d8403bc
 def _place(name: str,              # of the grid
            runs: Path, jobs: int|None, device: str|None, bar: bool,
@@ -534,8 +534,7 @@ def train_study(name: str,                # one of STUDIES
                 **grid                    # what `page` can be given besides the images
                ) -> pd.DataFrame:         # one line per line of the study, or of its plan
     "Train what the store lacks of a study and keep it."
-    study = _varied(STUDIES[choose("study", name, STUDIES)], **grid)
-    store, names = Store(out), _Names()
+    study, store, names = _varied(STUDIES[choose("study", name, STUDIES)], **grid), Store(out), _Names()
     place, missing = _place(name, runs_root(runs), jobs, device, bar, executor, profile), study.missing(store)
     if not plan: open_folder(store.folder, "pass another one by --out")
     place.check(missing)
