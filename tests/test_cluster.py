@@ -23,7 +23,6 @@ from gpvae.study.run import RunResult, is_finished, run
 from gpvae.study.spec import RunSpec, refit_of
 from gpvae.study.store import Store, select
 from gpvae.train import load_checkpoint
-from test_reproduce import alive, wait_for
 from test_store import made_up
 
 needs_snakemake = pytest.mark.skipif(find_spec("snakemake") is None or find_spec("snakemake_executor_plugin_slurm") is None,
@@ -274,16 +273,27 @@ def test_a_job_that_fails_stands_on_the_page(capsys, tmp_path, monkeypatch):
     page, = (tmp_path / "out").glob("*.ipynb")
     assert f"failed: seed 0, {said}" in out and f"failed: seed 0, {said}" in page.read_text() and f"gpvae seed 0 failed: {said}" in err and len(Store(tmp_path / "out").runs()) == 1
 
+def alive(process):
+    "Whether a process still works: one that is dead but not waited for does not."
+    try: return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
 @needs_snakemake
 def test_no_job_outlives_a_command_that_is_killed(tmp_path):
     words = [*WORDS[3:], "--methods", "vlae", "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--executor", "local", "--quiet"]
     words[words.index("epochs=2")] = "epochs=100000"
     with subprocess.Popen([sys.executable, "-m", "gpvae.study.commands", "reproduce", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: list((tmp_path / "runs").glob("*/checkpoint.safetensors")), process)
-        started = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+        wait_for(lambda: process.poll() is not None or list((tmp_path / "runs").glob("*/checkpoint.safetensors")), 120)
+        started = psutil.Process(process.pid).children(recursive=True)
         process.kill()
     assert len(started) >= 3 # Snakemake, the shell, the run
-    wait_for(lambda: not any(map(alive, started)), seconds=60)
+    wait_for(lambda: not any(map(alive, started)), 120)
     log, = (tmp_path / "runs").glob(".jobs/*/logs/*.txt")
     assert "the same command continues" in log.read_text()
 
