@@ -16,7 +16,9 @@ N_TRAIN ?=
 SET ?=
 STUDY ?=
 PLAN ?=
-JOBS ?= 2
+JOBS ?=
+EXECUTOR ?=
+PROFILE ?=
 SETS ?= mnist static_mnist omniglot cifar10 celeba svhn
 # One thread a process: two OpenMP threads beside another busy process collapse.
 OMP_NUM_THREADS ?= 1
@@ -58,12 +60,13 @@ data: setup ## unpack the image sets that lie beside the checkout: make data SET
 data-mnist: setup
 	$(call unpack,mnist static_mnist)
 
-# Each of them reaches the command where it is given; SET holds several changes with spaces between, PLAN=1 starts nothing.
+# Each of them reaches the command where it is given; SET holds several changes with spaces between, PLAN=1 starts nothing, EXECUTOR=slurm uses a cluster.
 GRID = $(if $(METHODS),--methods $(METHODS)) $(if $(LIKELIHOOD),--likelihood $(LIKELIHOOD)) $(if $(Z),--z_dims $(Z)) $(if $(SEEDS),--seeds $(SEEDS)) \
-  $(if $(N_TRAIN),--n_train $(N_TRAIN)) $(foreach change,$(SET),--set '$(change)') $(if $(STUDY),--study $(STUDY)) $(if $(PLAN),--plan)
+  $(if $(N_TRAIN),--n_train $(N_TRAIN)) $(foreach change,$(SET),--set '$(change)') $(if $(STUDY),--study $(STUDY)) $(if $(PLAN),--plan) \
+  $(if $(JOBS),--jobs $(JOBS)) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(PROFILE),--profile '$(PROFILE)')
 
 reproduce: setup data-mnist ## train, evaluate and render one result page: make reproduce DATASET=mnist LIKELIHOOD=gaussian Z="10 20" PLAN=1
-	@gpvae_reproduce --dataset $(DATASET) --budget $(BUDGET) --jobs $(JOBS) $(GRID)
+	@gpvae_reproduce --dataset $(DATASET) --budget $(BUDGET) $(GRID)
 
 gap: setup data-mnist ## measure the gaps of finished runs and render their page: make gap DATASET=static_mnist BUDGET=cpu METHODS="vae gpvae"
 	@gpvae_gap --dataset $(DATASET) --budget $(BUDGET) $(if $(METHODS),--methods $(METHODS))

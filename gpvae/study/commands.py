@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from .defaults import GAP, JOBS, RUN
+from .defaults import _CLUSTER_JOBS, GAP, JOBS, RUN
 
 # %% ../../nbs/89_commands.ipynb #23b23435
 def _set_threads() -> None:
@@ -102,7 +102,11 @@ def _reproduce_parser() -> _Parser:
     parser.shared()
     parser.of_pages()
     parser.grid()
-    parser.option("jobs", JOBS, "runs side by side")
+    parser.option("jobs", None, f"runs side by side (default: {JOBS}; on a cluster the profile's, else "
+                  f"{_CLUSTER_JOBS})", type=int)
+    parser.option("executor", None, "run every model as a job of Snakemake, on this machine (local) or on a "
+                  "cluster (slurm)")
+    parser.option("profile", None, "folder of a Snakemake profile: partition, account, …")
     parser.option("seeds", None, "seeds of each method (default: those of the page or the study)", type=int)
     parser.option("study", None, "train and keep a study of the catalogue on its own images, without a page: "
                   "sizes, …")
@@ -144,11 +148,11 @@ def _ending() -> Iterator[None]:
     try: yield
     finally: signal.signal(signal.SIGTERM, before)
 
-def _follow_parent() -> None:
-    "End this process as soon as its standard input is closed."
+def _follow_parent(number: int = signal.SIGTERM) -> None:
+    "Send this process a signal as soon as its standard input is closed."
     def wait():
         while os.read(0, 1): pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
     threading.Thread(target=wait, daemon=True).start()
 
 # %% ../../nbs/89_commands.ipynb #8b2965b3
@@ -227,7 +231,7 @@ def reproduce_command(argv: Sequence[str]|None = None # None: those of the proce
         from gpvae.study.reproduce import reproduce, train_study
         from gpvae.study.spec import parse_setting
         shared = dict(jobs=args.jobs, runs=args.runs, out=args.out, device=args.device, bar=not args.quiet,
-                      plan=args.plan)
+                      plan=args.plan, executor=args.executor, profile=args.profile)
         grid = dict(methods=args.methods, seeds=args.seeds, likelihood=args.likelihood, n_train=args.n_train,
                     z_dims=args.z_dims or (), settings=tuple(map(parse_setting, args.set)))
         if args.study: print(train_study(args.study, **shared, **grid).to_string())
@@ -251,9 +255,32 @@ def gap_command(argv: Sequence[str]|None = None # None: those of the process
                    device=args.device, runs=args.runs, out=args.out, page=args.page, bar=not args.quiet)
     return _guarded(call, "gpvae_gap")
 
+# %% ../../nbs/89_commands.ipynb #498a365d
+def _time_command(argv: Sequence[str]|None = None) -> int: # exit status
+    "Time finished runs, those that this device has made."
+    parser = _Parser("gpvae_time", "Time finished runs, one after the other.")
+    parser.add_argument("names", nargs="+", help="of the runs")
+    parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
+    parser.everywhere()
+    args = parser.parse_args(argv)
+    _set_threads()
+    if args.attached: _follow_parent()
+    def call():
+        from gpvae.study.reproduce import time_missing
+        from gpvae.study.run import RunResult, runs_root
+        time_missing([RunResult.open(runs_root(args.runs) / name) for name in args.names], args.device)
+    return _guarded(call, "gpvae_time")
+
+def _workflow_command(argv: Sequence[str]|None = None) -> int: # exit status
+    "Snakemake, as long as its standard input is open."
+    _follow_parent(signal.SIGINT)
+    from snakemake.cli import main
+    return main(argv)
+
 # %% ../../nbs/89_commands.ipynb #3c7cc344
 _COMMANDS = {"run": run_command, "refit": refit_command, "reproduce": reproduce_command, "gap": gap_command}
 if __name__ == "__main__" and "__file__" in globals():
-    if len(sys.argv) < 2 or sys.argv[1] not in _COMMANDS:
+    every = _COMMANDS | {"time": _time_command, "workflow": _workflow_command}
+    if len(sys.argv) < 2 or sys.argv[1] not in every:
         sys.exit("usage: python -m gpvae.study.commands run|refit|reproduce|gap …")
-    sys.exit(_COMMANDS[sys.argv[1]](sys.argv[2:]))
+    sys.exit(every[sys.argv[1]](sys.argv[2:]))

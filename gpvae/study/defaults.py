@@ -14,6 +14,7 @@ RUN = dict(
     budget="smoke",   # a named preset of all that costs time
 )
 JOBS = 2              # runs side by side
+_CLUSTER_JOBS = 100   # jobs of a cluster at once
 
 # %% ../../nbs/79_defaults.ipynb #2a7fd87e
 GAP = dict(

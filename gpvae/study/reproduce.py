@@ -29,10 +29,11 @@ from ..data import CHOICES
 from ..files import device_name, open_folder, pick_device, read_json, write_atomically
 from ..statistics import bootstrap_interval, text_interval
 from .catalogue import PAGES, STUDIES, Study, _varied, page
-from .defaults import _STEPS, JOBS, RUN
+from .cluster import _check_executor, _Job, _Workflow
+from .defaults import _CLUSTER_JOBS, _STEPS, JOBS, RUN
 from .run import TIMES, RunResult, is_finished, runs_root, time_run
 from .spec import (METHODS, RunSpec, Settings, build_model, check_spec, load_images, parent_of,
-                              parse_setting, set_title, settings_of, settings_text, spec_hash)
+                              parse_setting, set_title, settings_of, settings_text, spec_hash, trained_of)
 from .store import Store, check_alike, checkout, select
 from .tables import likelihood_table, line_table, paired, seed_difference
 
@@ -40,14 +41,14 @@ from .tables import likelihood_table, line_table, paired, seed_difference
 class _Failure(NamedTuple):
     "A run that failed."
     spec: RunSpec
-    status: int # with which it ended
-    said: str   # its last words
+    status: int|None # with which it ended; None where nothing has seen that
+    said: str        # its last words
 
     @property
     def words(self) -> str:
         "All of it, in a message."
-        one = self.spec
-        return f"{one.method} seed {one.seed} ended with status {self.status}: {self.said}"
+        one, end = self.spec, "failed" if self.status is None else f"ended with status {self.status}"
+        return f"{one.method} seed {one.seed} {end}: {self.said}"
 
     @property
     def line(self) -> str:
@@ -188,17 +189,37 @@ def time_missing(results: list[RunResult],
     here = device_name(pick_device(device))
     for r in results:
         if r.metrics["infer_ms_batch"] is None and r.metrics["device"] == here: time_run(r.folder, device)
+    return _timed(results)
+
+def _timed(results: list[RunResult]) -> list[RunResult]:
+    "The same with the times that their folders have."
     times = [RunResult.open(r.folder).metrics for r in results]
     return [replace(r, metrics=r.metrics | {k: t[k] for k in TIMES}) for r, t in zip(results, times)]
 
 # %% ../../nbs/88_reproduce.ipynb #c27e7142
-def _finish(specs: list[RunSpec], names: _Names, store: Store, runs: Path, jobs: int, device: str|None,
-            bar: bool) -> list[_Failure]:
+class _Here(NamedTuple):
+    "Runs as processes of this machine."
+    runs: Path       # folder of all runs
+    side: int        # how many at once
+    device: str|None # None: a GPU if there is one
+    bar: bool        # show progress
+
+    def asks(self, specs: list[RunSpec], names: _Names, store: Store) -> list[str]: return []
+
+    def check(self, specs: list[RunSpec]) -> None: _check_start(specs, self.side, self.device)
+
+    def train(self, specs: list[RunSpec], names: _Names, store: Store) -> list[_Failure]:
+        "Run what is not finished; what failed."
+        return _train_some(specs, names, self.runs, self.side, self.device, self.bar)
+
+    def time(self, done: list[RunResult]) -> list[RunResult]: return time_missing(done, self.device)
+
+def _finish(specs: list[RunSpec], names: _Names, store: Store, place: "_Here|_There") -> list[_Failure]:
     "Train what is missing, time it and keep the rows, those beside a failed run too; what failed."
-    failures = _train_some(specs, names, runs, jobs, device, bar)
-    folders = {spec: runs / names(spec) for spec in specs}
+    failures = place.train(specs, names, store)
+    folders = {spec: place.runs / names(spec) for spec in specs}
     done = [RunResult.open(folder, spec) for spec, folder in folders.items() if is_finished(folder)]
-    done = time_missing(done, device)
+    done = place.time(done)
     if done: store.keep(done)
     return failures
 
@@ -226,8 +247,11 @@ class _Expected:
     "How long a run will train, by rows of the store."
     def __init__(self, rows: pd.DataFrame):
         self.known = {} # by what decides the rate
-        rows = rows.dropna(subset=["train_seconds"]) if len(rows) else rows
-        self.rows = rows[rows["epochs"] > 0] if len(rows) else rows
+        self.rows = {} # by method and budget
+        if not len(rows): return
+        columns = ["method", "budget", "dataset", "settings", "z_dim", "n_train", "epochs", "train_seconds"]
+        rows = rows[columns].dropna(subset=["train_seconds"])
+        self.rows = dict(list(rows[rows["epochs"] > 0].groupby(["method", "budget"])))
 
     def __call__(self, spec: RunSpec # with nothing left open
                 ) -> tuple[float, bool]: # seconds, NaN where nothing is known; is it a guess?
@@ -238,8 +262,8 @@ class _Expected:
 
     def _rate(self, spec: RunSpec) -> tuple[float, bool]: # seconds per image and epoch
         for method in dict.fromkeys((spec.method, "vae")):
+            if (method, spec.budget) not in self.rows: continue
             rows = self._nearest(spec, method)
-            if not len(rows): continue
             rates = rows["train_seconds"] / (rows["n_train"] * rows["epochs"])
             times = 1. if method == spec.method else _STEPS.get(spec.method, max(_STEPS.values()))
             own = method == spec.method and rows["dataset"].iloc[0] == spec.image_set
@@ -248,8 +272,7 @@ class _Expected:
 
     def _nearest(self, spec: RunSpec, method: str) -> pd.DataFrame:
         "The rows of a method at this budget; of this set, these settings and this size where there are."
-        if not len(self.rows): return self.rows
-        rows = self.rows[(self.rows["method"] == method) & (self.rows["budget"] == spec.budget)]
+        rows = self.rows[method, spec.budget]
         near = dict(dataset=spec.image_set, settings=settings_text(spec.settings), z_dim=spec.z_dim)
         for column, value in near.items():
             same = rows[rows[column] == value]
@@ -374,27 +397,153 @@ def _plan(specs: list[RunSpec], store: Store, runs: Path,
     todo = [s for s, c in zip(specs, cells) if c.starts]
     return _Plan(cells, jobs, _checkpoints_mb(todo, names), _peak_mb(todo, rows))
 
+# %% ../../nbs/88_reproduce.ipynb #71a46d39
+_LEAST_MB = {"cpu": 2000, "cuda": 8000}       # MB: the libraries of a GPU need more
+_MORE_MB, _MORE, _MORE_GUESSED = 1.5, 2., 4.  # what is asked for, in times of what is expected
+_REST, _UNKNOWN, _TIMING = 30, 24 * 60, 2     # minutes: besides training; in all; to time one model
+
+class _Asking:
+    "What jobs ask for."
+    def __init__(self, rows: pd.DataFrame, gpu: bool): # rows of the store
+        self.rows, self.gpu, self.expected, self.known = rows, gpu, _Expected(rows), {}
+
+    def mem_mb(self, spec: RunSpec) -> int:
+        key = spec.budget, spec.image_set
+        if key not in self.known: self.known[key] = _peak_mb([spec], self.rows)
+        return _enough_mb(self.known[key], self.gpu)
+
+    def minutes(self, spec: RunSpec) -> int: # of one with nothing left open
+        seconds, guess = self.expected(spec)
+        if math.isnan(seconds): return _UNKNOWN
+        return _REST + math.ceil((_MORE_GUESSED if guess else _MORE) * seconds / 60)
+
+def _enough_mb(peak: float, gpu: bool) -> int: # MB; NaN where nothing is known
+    least = _LEAST_MB["cuda" if gpu else "cpu"]
+    return max(least, math.ceil(_MORE_MB * peak)) if peak > 0 else least
+
+def _span(values: list[int]) -> str: # in words
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+def _begins_with(spec: RunSpec) -> RunSpec|None:
+    "The run that must be finished before another can begin."
+    trained = trained_of(spec)
+    return parent_of(spec) if trained == spec else trained
+
+# %% ../../nbs/88_reproduce.ipynb #f259f016
+class _There(NamedTuple):
+    "Runs as jobs of a workflow."
+    here: _Here # folder of all runs, device, …
+    workflow: _Workflow
+
+    @property
+    def runs(self) -> Path: return self.here.runs
+
+    @property
+    def side(self) -> int: return self.here.side
+
+    def check(self, specs: list[RunSpec]) -> None:
+        "Raise `InputError` for what can be known to fail; the device of a cluster is not here."
+        local, device = self.workflow.executor == "local", self.here.device
+        if not local and device is not None: choose("device", device.partition(":")[0], ("cpu", "cuda"))
+        _check_start(specs, self.side, device if local else "cpu")
+
+    def _missing(self, specs: list[RunSpec], names: _Names) -> dict[str, RunSpec]: # by name
+        "What is not finished, each after what it begins with."
+        found, wanted = {}, {*specs}
+        def add(spec: RunSpec) -> None:
+            name, first = names(spec), _begins_with(spec)
+            if is_finished(self.runs / name): return
+            if first is not None: add(first)
+            if spec in wanted or name not in found: found[name] = spec
+        for spec in specs: add(spec)
+        return found
+
+    def _words(self, command: str, *words: str) -> list[str]:
+        "A command of a job; one of this machine ends with this process."
+        attached = ["--attached"] * (self.workflow.executor == "local")
+        return [sys.executable, "-m", "gpvae.study.commands", command, *words, "--quiet", *attached]
+
+    def _jobs(self, missing: dict[str, RunSpec], names: _Names, store: Store) -> list[_Job]:
+        asking, jobs = _Asking(store.runs(), bool(self.workflow.resources)), []
+        for name, spec in missing.items():
+            full, first = names.read(spec)[0], _begins_with(spec)
+            before = [] if first is None else [names(first)]
+            after = [n for n in before if n in missing]
+            command = self._words("run", *_arguments(spec, self.runs, self.here.device))
+            jobs.append(_Job(name, command, after, asking.mem_mb(full), asking.minutes(full)))
+        return jobs
+
+    def asks(self, specs: list[RunSpec], names: _Names, store: Store) -> list[str]:
+        "What the jobs of runs would ask for, in a line; none without any."
+        jobs = self._jobs(self._missing(specs, names), names, store)
+        if not jobs: return []
+        memory, minutes = _span([j.mem_mb for j in jobs]), _span([j.minutes for j in jobs])
+        gpu = " and a GPU" if self.workflow.resources else ""
+        return [f"{len(jobs)} job{'s' if len(jobs) > 1 else ''}: {memory} MB, {minutes} minutes{gpu} each"]
+
+    def train(self, specs: list[RunSpec], names: _Names, store: Store) -> list[_Failure]:
+        "Run what is not finished; what failed."
+        self.check(specs)
+        missing = self._missing(specs, names)
+        failed = self.workflow.run(self._jobs(missing, names, store))
+        return [_Failure(missing[name], *end) for name, end in failed.items()]
+
+    def time(self, done: list[RunResult]) -> list[RunResult]:
+        "Time what has no times yet, by one job; the results opened again."
+        todo = [r for r in done if r.metrics["infer_ms_batch"] is None]
+        device = [] if self.here.device is None else ["--device", self.here.device]
+        command = self._words("time", *(r.folder.name for r in todo), "--runs", str(self.runs), *device)
+        peak = max((r.metrics["peak_mb"] for r in todo), default=math.nan)
+        memory = _enough_mb(peak, bool(self.workflow.resources))
+        job = _Job("timing", command, [], memory, _REST + _TIMING * len(todo))
+        workflow = self.workflow._replace(folder=self.workflow.folder / "timing", bar=False)
+        for end in workflow.run([job] if todo else []).values():
+            print(f"the times are not measured, the same command tries again: {end.said}", file=sys.stderr)
+        return _timed(done)
+
+# %% ../../nbs/88_reproduce.ipynb #9d8403bc
+def _place(name: str,              # of the grid
+           runs: Path, jobs: int|None, device: str|None, bar: bool,
+           executor: str|None,     # None: processes of this machine
+           profile: str|Path|None  # of Snakemake
+          ) -> _Here|_There:
+    "Where a grid is run."
+    given = executor is not None or profile is None
+    require(given, f"profile {profile}: it says how an executor works: pass --executor, too")
+    here = _Here(runs, JOBS if jobs is None else jobs, device, bar)
+    if executor is None: return here
+    _check_executor(executor, profile)
+    local = executor == "local"
+    gpu = (pick_device(device).type if local else device or "cpu").startswith("cuda")
+    resources, usual = {"gpu": 1} if gpu else {}, JOBS if local else _CLUSTER_JOBS
+    profile = None if profile is None else Path(profile).expanduser().absolute()
+    workflow = _Workflow(runs / ".jobs" / name, executor, profile, jobs, usual, resources, bar)
+    return _There(here._replace(side=usual if jobs is None else jobs), workflow)
+
 # %% ../../nbs/88_reproduce.ipynb #5e6e32ea
 def train_study(name: str,                # one of STUDIES
-                jobs: int = JOBS,         # runs side by side
+                jobs: int|None = None,    # runs side by side; None: JOBS, more on a cluster
                 runs: str|Path|None = None, # folder of all runs; None: GPVAE_RUNS, else the user's cache
                 out: str|Path|None = None, # folder of the results; None: GPVAE_RESULTS, else the checkout's
                 device: str|None = None,  # None: a GPU if there is one
                 bar: bool = True,         # show progress, and the plan before it
                 plan: bool = False,       # the plan alone: nothing is started
+                executor: str|None = None, # local or slurm: runs are jobs of Snakemake; None: processes
+                profile: str|Path|None = None, # folder of options of Snakemake
                 **grid                    # what `page` can be given besides the images
                ) -> pd.DataFrame:         # one line per line of the study, or of its plan
     "Train what the store lacks of a study and keep it."
-    study = _varied(STUDIES[choose("study", name, STUDIES)], **grid)
-    store, names = Store(out), _Names()
-    runs, missing = runs_root(runs), study.missing(store)
+    study, store, names = _varied(STUDIES[choose("study", name, STUDIES)], **grid), Store(out), _Names()
+    place, missing = _place(name, runs_root(runs), jobs, device, bar, executor, profile), study.missing(store)
     if not plan: open_folder(store.folder, "pass another one by --out")
-    _check_start(missing, jobs, device)
-    planned = _plan(list(study.specs), store, runs, jobs, kept=lambda s: s not in missing, lines=study.lines,
-                    names=names)
-    if plan or (bar and missing): print(planned.summary)
+    place.check(missing)
+    lacks = {*missing}
+    planned = _plan(list(study.specs), store, place.runs, place.side, kept=lambda s: s not in lacks,
+                    lines=study.lines, names=names)
+    if plan or (bar and missing): print(planned.summary, *place.asks(missing, names, store), sep="\n")
     if plan: return planned.table
-    failures = _finish(missing, names, store, runs, jobs, device, bar)
+    failures = _finish(missing, names, store, place)
     rows = study.rows(store)
     if not len(rows): _refuse(failures)
     if failures: print(_study_table(rows).to_string(), *_failed_lines(study, failures), sep="\n")
@@ -784,26 +933,29 @@ def reproduce(dataset: str,                  # name of an image set, or the path
               budget: str = RUN["budget"],   # one of PAGES
               methods: list[str]|None = None, # None: the page's
               seeds: int|None = None,        # of each method; None: the page's
-              jobs: int = JOBS,              # runs side by side
+              jobs: int|None = None,         # runs side by side; None: JOBS, more on a cluster
               device: str|None = None,       # None: a GPU if there is one
               runs: str|Path|None = None,    # folder of all runs; None: GPVAE_RUNS, else the user's cache
               out: str|Path|None = None,     # folder of page and results; None: that of the store
               bar: bool = True,              # show progress, and the plan before it
               plan: bool = False,            # the plan alone: nothing is started
+              executor: str|None = None,     # local or slurm: runs are jobs of Snakemake; None: processes
+              profile: str|Path|None = None, # folder of options of Snakemake
               **grid                         # likelihood, z_dims, n_train and settings of `page`
              ) -> Path|None:                 # the page; None with a plan
     "Train what is missing, time it, keep the results and render the page of a data set; prints the table."
     study, store, runs = page(dataset, budget, methods, seeds, **grid), Store(out), runs_root(runs)
     names, name, usual = _Names(), _page_name(study), study.name in PAGES
+    place = _place(name, runs, jobs, device, bar, executor, profile)
     if not plan: check_rendering("reproduce", store.folder, name)
-    _check_start(list(study.specs), jobs, device)
-    planned = _plan(list(study.specs), store, runs, jobs, again=usual, names=names)
-    starts = any(cell.starts for cell in planned.cells)
-    if plan: print(planned)
-    elif bar and starts: print(f"{planned.summary}\n")
+    place.check(list(study.specs))
+    planned = _plan(list(study.specs), store, runs, place.side, again=usual, names=names)
+    todo = [s for s, c in zip(study.specs, planned.cells) if c.starts]
+    if plan: print(planned, *place.asks(todo, names, store), sep="\n")
+    elif bar and todo: print(planned.summary, *place.asks(todo, names, store), "", sep="\n")
     if plan: return None
     specs = [s for s, c in zip(study.specs, planned.cells) if c.starts or c.state == _FINISHED]
-    failures = _finish(specs, names, store, runs, jobs, device, bar)
+    failures = _finish(specs, names, store, place)
     told = _parameters(study, methods, failures, names)
     path = _show_page(study, budget, runs, store, name, told, failures)
     _refuse(failures)

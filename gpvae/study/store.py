@@ -8,6 +8,7 @@ __all__ = ['N_IMAGES', 'checkout', 'Store', 'check_alike', 'select']
 # %% ../../nbs/83_store.ipynb #aa03c6ac
 import hashlib
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -188,15 +189,36 @@ def _pixels(spec: RunSpec) -> dict[str, str]: # likelihood and binarisation, whe
         binarisation = binarisation or (usual.binarisation if likelihood == "bernoulli" else "none")
     return {k: v for k, v in (("likelihood", likelihood), ("binarisation", binarisation)) if v}
 
-def _named(spec: RunSpec) -> dict[str, object]: # what a row must have
-    same = {k: getattr(spec, k) for k in ("method", "z_dim", "seed", "budget")}
-    return same | {"dataset": spec.image_set, "settings": settings_text(spec.settings)} | _pixels(spec)
+_NAMED = ("method", "z_dim", "seed", "budget", "dataset", "settings")
 
-def _n_train(rows: pd.DataFrame, spec: RunSpec) -> float: # training images; NaN where no row can be meant
-    if spec.n_train is not None: return float(spec.n_train)
-    same = (rows["dataset"] == spec.image_set) & (rows["budget"] == spec.budget)
-    sizes, wanted = rows.loc[same, "n_train"], settings_of(spec).n_train
-    return float((sizes if wanted is None else sizes[sizes <= wanted]).max())
+def _named(spec: RunSpec) -> tuple: # what a row must have, by `_NAMED`
+    own = {k: getattr(spec, k) for k in ("method", "z_dim", "seed", "budget")}
+    own |= {"dataset": spec.image_set, "settings": settings_text(spec.settings)}
+    return tuple(own[k] for k in _NAMED)
+
+# %% ../../nbs/83_store.ipynb #7b38c741
+class _Places:
+    "Where the rows of a specification are."
+    def __init__(self, rows: pd.DataFrame): # not empty
+        others = ("n_train", "protocol", "likelihood", "binarisation")
+        self.columns = {c: rows[c].tolist() for c in (*_NAMED, *others) if c in rows}
+        self.by_name, self.sizes = {}, {} # places by `_NAMED`; numbers of training images by set and budget
+        for place, name in enumerate(zip(*(self.columns[c] for c in _NAMED))):
+            self.by_name.setdefault(name, []).append(place)
+        for dataset, budget, n in zip(*(self.columns[c] for c in ("dataset", "budget", "n_train"))):
+            self.sizes.setdefault((dataset, budget), set()).add(n)
+
+    def _n_train(self, spec: RunSpec) -> float: # training images; NaN where no row can be meant
+        if spec.n_train is not None: return float(spec.n_train)
+        wanted = settings_of(spec).n_train or math.inf
+        sizes = self.sizes.get((spec.image_set, spec.budget), ())
+        return float(max((n for n in sizes if n <= wanted), default=math.nan))
+
+    def __call__(self, spec: RunSpec) -> list[int]: # of the latest protocol
+        places, asked = self.by_name.get(_named(spec), ()), _pixels(spec) | {"n_train": self._n_train(spec)}
+        places = [p for p in places if all(self.columns[k][p] == v for k, v in asked.items())]
+        latest = max((self.columns["protocol"][p] for p in places), default=0)
+        return [p for p in places if self.columns["protocol"][p] == latest]
 
 # %% ../../nbs/83_store.ipynb #abbb0b40
 _ALIKE = ("dataset", "checksum", "likelihood", "binarisation", "z_dim", "n_train", "budget", "settings")
@@ -213,11 +235,9 @@ def check_alike(rows: pd.DataFrame, but: tuple[str, ...] = () # columns that may
 
 def select(rows: pd.DataFrame, specs: Iterable[RunSpec]) -> pd.DataFrame:
     "The rows of specifications, one each at most, in their order; the index is the specification's number."
-    found = {}
-    for number, spec in enumerate(specs if len(rows) else ()):
-        same = rows[rows["n_train"] == _n_train(rows, spec)]
-        for column, value in _named(spec).items(): same = same[same[column] == value]
-        same = same[same["protocol"] == same["protocol"].max()]
-        check_alike(same)
-        if len(same): found[number] = same.iloc[-1]
-    return pd.DataFrame(found.values(), index=list(found), columns=rows.columns).astype(rows.dtypes)
+    found, places_of = {}, _Places(rows) if len(rows) else lambda spec: []
+    for number, spec in enumerate(specs):
+        places = places_of(spec)
+        if len(places) > 1: check_alike(rows.iloc[places])
+        if places: found[number] = places[-1]
+    return rows.iloc[list(found.values())].set_axis(list(found))
