@@ -32,16 +32,24 @@ def test_the_protocol_has_smaller_steps_and_the_study_of_steps_has_not():
     assert BUDGETS["cpu"].milestones and all(settings_of(s).milestones for s in STUDIES["learning_curve"].specs)
     assert not any(settings_of(s).milestones for s in STUDIES["steps"].specs)
 
-@pytest.mark.parametrize("name, n_train, shared", [("search", 5000, dict(milestones=(), n_test=500, epochs=40, kl_warmup=20)), ("finals", None, dict(milestones=()))])
+@pytest.mark.parametrize("name, n_train, shared", [("search", 5000, dict(milestones=(25., 30., 35.), n_test=500, epochs=40, kl_warmup=20)), ("finals", None, {})])
 def test_tries_differ_in_their_own_settings_alone(name, n_train, shared):
     for line, spec in zip(STUDIES[name].lines, STUDIES[name].specs):
         settings = dict(spec.settings)
         assert shared.items() <= settings.items() and (spec.n_train, spec.seed, spec.budget) == (n_train, 0, "cpu")
         assert sorted(line.split()) == sorted(f"{k}={v}" for k, v in settings.items() if k not in shared) or line == "preset"
 
-def test_every_family_has_three_tries():
+def test_every_family_has_as_many_tries():
+    "Of its own settings and of the weight decay; one of them is the preset, and the schedule is the budget's, half as long."
     specs = STUDIES["search"].specs
-    assert all(sum(s.method == m for s in specs) >= 3 for m in STUDIES["search"].methods)
+    assert {sum(s.method == m for s in specs) for m in STUDIES["search"].methods} == {5}
+    for m in STUDIES["search"].methods:
+        tries = [s for s in specs if s.method == m]
+        assert sum("weight_decay" in dict(s.settings) for s in tries) == 2
+        usual = settings_of(RunSpec(method=m, budget="cpu")), options_of(RunSpec(method=m, budget="cpu"))
+        assert sum((settings_of(s).weight_decay, settings_of(s).lr, options_of(s)) == (usual[0].weight_decay, usual[0].lr, usual[1]) for s in tries) == 1
+    half, whole = settings_of(specs[0]), BUDGETS["cpu"]
+    assert half.epochs * 2 == whole.epochs and half.kl_warmup * 2 == whole.kl_warmup and [2 * m for m in half.milestones] == list(whole.milestones)
 
 @pytest.mark.parametrize("budget", PAGES)
 def test_a_page_has_its_methods_and_seeds(budget):

@@ -318,7 +318,14 @@ def _search(name: str, title: str, tries: dict[str, list[dict]], n_train: int|No
     specs = tuple(_cpu(m, n_train, **schedule | t) for m, t in pairs)
     return Study(name, title, specs, tuple(settings_text(tuple(t.items())) or "preset" for _, t in pairs))
 
+_MIXTURES = _study("mixtures", "What mixtures do with their components", {
+    "me-3": _cpu("me-3"),
+    "me-3, floor 0.3": _cpu("me-3", floor=0.3),
+    "me-3, equal weights": _cpu("me-3", floor=1.),
+    "rme-3": _cpu("rme-3"),
+})
+
 STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE,
                                _CLOSING, _EACH, _CAPACITY, _ELSEWHERE, _PROPOSALS,
                                _search("search", "Short tries", _TRIES, 5000, **_HALF),
-                               _search("finals", "Finals", _FINALS, None))}
+                               _search("finals", "Finals", _FINALS, None), _MIXTURES)}
