@@ -6,8 +6,9 @@
 __all__ = ['OURS', 'RIVALS', 'PAGES', 'STUDIES', 'Study', 'page']
 
 # %% ../../nbs/84_catalogue.ipynb #2439711e
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import NamedTuple
 import pandas as pd
 from ..checks import choose, require
@@ -227,7 +228,8 @@ _LOST = _study("lost", "Tried and lost", {
 
 # %% ../../nbs/84_catalogue.ipynb #5a287c45
 _STEPS = _study("steps", "Steps of one size", {
-    m: _cpu(m, milestones=()) for m in ("vae", "gpvae-mean", "gpvae", "sa-4", "iaf-4", "hf-4", "me-3")}, seeds=3)
+    m: _cpu(m, milestones=())
+    for m in ("vae", "gpvae-mean", "gpvae", "sa-4", "iaf-4", "hf-4", "me-3")}, seeds=3)
 
 # %% ../../nbs/84_catalogue.ipynb #21a67af2
 _SCHEDULES = {1000: dict(epochs=160, milestones=(100., 120., 140.)), 3000: {}, 10_000: {}, 50_000: {}}
@@ -250,9 +252,16 @@ _CLOSING = _study("closing", "Closing the gap in one pass", {
 }, seeds=3)
 
 # %% ../../nbs/84_catalogue.ipynb #50edea19
-_EACH = _study("each", "The process, its control and the VAE, with and without dreams", {
-    name: spec for title, m in (("VAE", "vae"), ("GP encoder without randomness", "gpvae-mean"), ("GP encoder", "gpvae"))
-    for name, spec in ((title, _cpu(m)), (f"{title}, refitted", refit_of(_cpu(m))))}, seeds=3)
+_THREE = {"VAE": "vae", "GP encoder without randomness": "gpvae-mean", "GP encoder": "gpvae"}
+
+def _and_refitted(methods: dict[str, str], spec_of: Callable[[str], RunSpec], **settings) -> dict[str, RunSpec]:
+    "Lines of each method as trained, and refitted with dreams."
+    pairs = [(line, spec_of(m)) for line, m in methods.items()]
+    return {name: s for line, spec in pairs
+            for name, s in ((line, spec), (f"{line}, refitted", refit_of(spec, **settings)))}
+
+_EACH = _study("each", "The process, its control and the VAE, with and without dreams",
+               _and_refitted(_THREE, _cpu), seeds=3)
 
 # %% ../../nbs/84_catalogue.ipynb #4642d7bc
 def _anew(method: str, width: int, epochs: int, **settings) -> RunSpec: # on the decoder of the VAE
@@ -272,7 +281,11 @@ _CAPACITY = _study("capacity", "Steps and width of the encoder", {
 })
 
 # %% ../../nbs/84_catalogue.ipynb #2005f28b
-_GREY = RunSpec("mnist", "vae", 20, 0, "cpu", "gaussian", settings=(("weight_decay", 0.02),))
+def _grey(method: str, **settings) -> RunSpec: # on grey MNIST
+    return RunSpec("mnist", method, 20, 0, "cpu", "gaussian", settings=tuple(settings.items()))
+
+_GREY_PIXELS = dict(kl_warmup=0, weight_decay=0.4) # what they change, see the study of their protocol
+_GREY = _grey("vae", **_GREY_PIXELS)
 _GP = refit_of(_cpu("vae"), "gpvae")
 _PROPOSALS = _study("proposals", "The doubt as a proposal", {
     "as trained": _GP,
@@ -295,6 +308,17 @@ _ELSEWHERE = _study("elsewhere", "More images, and grey ones", {
         refit_of(_GREY, "full", dream_source="posterior"), natural_steps=2),
 })
 
+# %% ../../nbs/84_catalogue.ipynb #59d5796b
+_GREY_PROTOCOL = _study("grey_protocol", "The protocol for grey pixels", {
+    f"KL warm-up {w} epochs, weight decay {d:g}": _grey("vae", **({"kl_warmup": w} if w != 40 else {}),
+                                                        **({"weight_decay": d} if d != 0.2 else {}))
+    for w, d in ((40, 0.02), (40, 0.05), (40, 0.1), (40, 0.2), (40, 0.5), (10, 0.1), (10, 0.2), (5, 0.2),
+                 (0, 0.1), (0, 0.2), (0, 0.4), (0, 0.8))})
+
+_GREY_EACH = _study("grey", "Grey pixels, with and without dreams",
+                    _and_refitted(_THREE | {"full covariance": "full"}, partial(_grey, **_GREY_PIXELS),
+                                  dream_source="posterior"), seeds=3)
+
 # %% ../../nbs/84_catalogue.ipynb #e4d2a24e
 _OWN = { # settings that the authors of a family leave open, the preset first
     "gpvae":       [{"prior_scale": 1.}, {"prior_scale": 0.3}, {"temperature": 0.3}],
@@ -310,7 +334,7 @@ _TRIES = {m: [*own, {"weight_decay": 0.1}, {"weight_decay": 0.4}] for m, own in 
 _FINALS = { # {}: the preset
     "gpvae": [{}, {"prior_scale": 0.3}, {"temperature": 0.3}],
 }
-_HALF = {"milestones": (25., 30., 35.), "n_test": 500, "epochs": 40, "kl_warmup": 20} # of the budget's schedule
+_HALF = {"milestones": (25., 30., 35.), "n_test": 500, "epochs": 40, "kl_warmup": 20} # as long as the budget
 
 # %% ../../nbs/84_catalogue.ipynb #dc385e87
 def _search(name: str, title: str, tries: dict[str, list[dict]], n_train: int|None, **schedule) -> Study:
@@ -328,4 +352,5 @@ _MIXTURES = _study("mixtures", "What mixtures do with their components", {
 STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE,
                                _CLOSING, _EACH, _CAPACITY, _ELSEWHERE, _PROPOSALS,
                                _search("search", "Short tries", _TRIES, 5000, **_HALF),
-                               _search("finals", "Finals", _FINALS, None), _MIXTURES)}
+                               _search("finals", "Finals", _FINALS, None),
+                               _MIXTURES, _GREY_PROTOCOL, _GREY_EACH)}
