@@ -254,7 +254,7 @@ _CLOSING = _study("closing", "Closing the gap in one pass", {
 # %% ../../nbs/84_catalogue.ipynb #50edea19
 _THREE = {"VAE": "vae", "GP encoder without randomness": "gpvae-mean", "GP encoder": "gpvae"}
 
-def _and_refitted(methods: dict[str, str], spec_of: Callable[[str], RunSpec], **settings) -> dict[str, RunSpec]:
+def _and_refitted(methods: dict[str, str], spec_of: Callable, **settings) -> dict[str, RunSpec]:
     "Lines of each method as trained, and refitted with dreams."
     pairs = [(line, spec_of(m)) for line, m in methods.items()]
     return {name: s for line, spec in pairs
