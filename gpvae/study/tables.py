@@ -42,11 +42,12 @@ def _by_seed(rows: pd.DataFrame, name: str) -> list[np.ndarray]: # of each metho
 def seed_difference(rows: pd.DataFrame,            # as above, one a method and seed
                     images: dict[str, np.ndarray], # as above
                     method: str, reference: str = "vae", # two methods
-                    name: str = "iwae"             # "iwae" or "elbo"
+                    name: str = "iwae",            # "iwae" or "elbo"
+                    level: float = 0.95            # of the interval
                    ) -> tuple[float, float, float]: # mean, lower and upper end, nats
     "Mean difference of two methods with its interval over seeds and images."
     d = paired(rows, images, method, reference, name)
-    return float(d.mean()), *seed_interval(d, groups=_by_seed(rows, name))
+    return float(d.mean()), *seed_interval(d, level, _by_seed(rows, name))
 
 # %% ../../nbs/85_tables.ipynb #63bc571d
 def _ms(values: pd.Series, digits: int) -> str: # median; empty where nothing was timed
