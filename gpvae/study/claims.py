@@ -17,14 +17,14 @@ import torch
 from ..data import CHOICES
 from ..files import read_json
 from ..gp_encoder import Uncertainty
-from ..statistics import (bootstrap, bootstrap_interval, mean_error, seed_interval, spearman,
-                              text_interval)
+from ..statistics import bootstrap, mean_error, seed_interval, spearman, text_interval
 from .spec import METHODS, RunSpec, parse_setting, refit_of, set_title
 from .store import _ALIKE, Store, select
-from .tables import paired, seed_difference
+from .tables import _gain, _over_seeds, _with_images, paired, seed_difference
 from .verdict import Report, chosen
 
 # %% ../../nbs/87_claims.ipynb #f5648d93
+_METHOD, _CONTROL = "gpvae", "gpvae-mean" # what the claims are about, and the same without randomness
 _RIVALS = { # what the paper compares with, as families of methods
     "VAE": ("vae",),
     "semi-amortized": ("sa",),
@@ -77,6 +77,10 @@ def _is_of(method: str, family: str) -> bool: # "sa-4" of "sa"
 # %% ../../nbs/87_claims.ipynb #0336b8b6
 _OTHERWISE = re.compile(r"(?:^| )(?:decoder|natural_step|natural_steps|heat|inflation)=")
 
+def _is_named(method: str) -> bool: # by a claim
+    families = [family for of_kind in _RIVALS.values() for family in of_kind]
+    return method in (_METHOD, _CONTROL) or any(_is_of(method, family) for family in families)
+
 def _largest(rows: pd.DataFrame) -> pd.DataFrame:
     "The setting with the most methods, then the most runs."
     groups = [g for _, g in rows.groupby(list(_ALIKE))]
@@ -86,7 +90,8 @@ def _claim_settings(store: Store) -> list[_Setting]:
     "One setting of each image set, likelihood and number of latents; the largest first."
     rows, gaps = store.runs(), store.gaps()
     if not len(rows): return []
-    rows = rows[[_OTHERWISE.search(s) is None for s in rows["settings"]]]
+    named = [_is_named(m) and _OTHERWISE.search(s) is None for m, s in zip(rows["method"], rows["settings"])]
+    rows = rows[named]
     rows = rows[rows["protocol"] == rows.groupby(list(_ALIKE))["protocol"].transform("max")]
     found = []
     for _, g in rows.groupby(["dataset", "likelihood", "z_dim"]):
@@ -139,34 +144,16 @@ class _Comparison(NamedTuple):
         return f"{-low:.2f} {self.unit} more shows it, {high:.2f} less refutes it"
 
 # %% ../../nbs/87_claims.ipynb #15b8ce25
-_METHOD, _CONTROL = "gpvae", "gpvae-mean" # what the claims are about, and the same without randomness
-
-def _with_images(rows: pd.DataFrame, images: dict[str, np.ndarray], name: str) -> pd.DataFrame:
-    "The rows whose images are kept; a column that is missing becomes the mean over the images that all have."
-    rows = rows[[f"{spec}_{name}" in images for spec in rows.get("spec", ())]]
-    if name in rows or not len(rows): return rows
-    kept = [images[f"{spec}_{name}"] for spec in rows["spec"]]
-    n = min(map(len, kept))
-    return rows.assign(**{name: [float(v[:n].mean()) for v in kept]})
-
-def _gain(rows: pd.DataFrame, images: dict[str, np.ndarray], rival: str, name: str, over_seeds: bool,
-          level: float) -> _Interval:
-    "What the method has more than a rival."
-    if over_seeds: return seed_difference(rows, images, _METHOD, rival, name, level)
-    d = paired(rows, images, _METHOD, rival, name)
-    return float(d.mean()), *bootstrap_interval(d, level=level)
-
 def _compared(rows: pd.DataFrame, images: dict[str, np.ndarray], rival: str, name: str) -> dict[str, object]:
     "The part of a comparison that rows and images decide; empty where one of both was not run."
     rows = _with_images(rows, images, name)
     seeds = [set(rows.loc[rows["method"] == m, "seed"]) if len(rows) else set() for m in (_METHOD, rival)]
     both = seeds[0] & seeds[1]
     if not both: return {}
-    over_seeds = bool((rows.groupby("method").size() > 1).any())
     n = paired(rows, images, _METHOD, rival, name).shape[1]
     basis = f"{len(both)} seed{'s' if len(both) > 1 else ''}, {n} images"
-    of = partial(_gain, rows, images, rival, name, over_seeds)
-    return dict(of=cache(of), basis=basis, decides=over_seeds)
+    of = partial(_gain, rows, images, _METHOD, rival, name)
+    return dict(of=cache(lambda level: of(level=level)), basis=basis, decides=_over_seeds(rows))
 
 # %% ../../nbs/87_claims.ipynb #8fece1ef
 def _likelihoods(s: _Setting) -> Iterator[_Comparison]:
