@@ -172,6 +172,23 @@ def test_own_images_have_a_page_of_their_own(short, runs, tmp_path, monkeypatch,
     rows = Store(out).runs()
     assert rows["dataset"].tolist() == ["digits"] and len(rows["checksum"].iloc[0]) == 12 and rows["infer_ms_one"].notna().all()
 
+def test_grey_pictures_of_a_user_go_through_the_whole_page(runs, tmp_path, monkeypatch, capsys):
+    "One command, from a file of 28 × 28 grey pictures that no table knows to likelihoods in bits, curves, samples and hard images; again it changes nothing."
+    monkeypatch.setenv("GPVAE_DATA", str(tmp_path / "data"))
+    pixels = np.random.RandomState(0).randint(0, 256, (300, 28, 28, 1)).astype(np.uint8)
+    np.savez(tmp_path / "my.npz", x_train=pixels[:200], x_test=pixels[200:])
+    command = ["--dataset", str(tmp_path / "my.npz"), "--likelihood", "gaussian", "--budget", "smoke", "--methods", "vae", "gpvae", "--seeds", "1", "--n_train", "100",
+               *(w for s in ("epochs=2", "hidden=(8,)", "n_valid=20", "n_test=60", "k=5", "kl_warmup=1") for w in ("--set", s)), "--jobs", "1", "--device", "cpu", "--runs", str(runs), "--out", str(tmp_path / "out"), "--quiet"]
+    printed = []
+    for _ in range(2):
+        assert commands.reproduce_command(command) == 0
+        printed.append(capsys.readouterr().out)
+    path, = (tmp_path / "out").glob("*.ipynb")
+    page, text = nbformat.read(path, as_version=4), path.read_text()
+    assert printed[0] == printed[1] and path.name.startswith("my_gaussian_n100_smoke") and str(tmp_path) not in text
+    for words in ("bits per dimension", "A density of grey levels", "784 pixels", "× vae"): assert words in text
+    assert sum("image/png" in o.get("data", {}) for c in page.cells for o in c.get("outputs", [])) == 5, "pictures" # likelihoods, times, curves, samples, hard images
+
 def test_methods_are_told_apart_by_the_intervals_of_seeds_and_images():
     s = shown("static_mnist", "cpu")
     clear, rest = s.told_apart.split("Not told apart")
@@ -235,7 +252,7 @@ def test_costs_are_beside_the_ratio_to_the_reference(grey):
     assert costs.loc["vae", ["epoch, s", "training, s", "memory, MB"]].tolist() == ["0.5", "1", "300"]
 
 def test_a_density_is_explained_and_a_probability_is_not(grey, store):
-    assert "784 pixels" in module._grey_text(grey_page(grey)) and module._grey_text(shown("digits", "smoke", store=store)) == ""
+    assert "784 pixels" in grey_page(grey).grey and shown("digits", "smoke", store=store).grey == ""
     assert "bits" not in shown("digits", "smoke", store=store).marks
 
 def test_hard_images_are_those_of_much_doubt_and_of_large_gaps(runs, tmp_path):
@@ -243,8 +260,8 @@ def test_hard_images_are_those_of_much_doubt_and_of_large_gaps(runs, tmp_path):
     r = run(replace(spec, settings=TINY), runs, "cpu", bar=False)
     store.keep([replace(r, metrics=r.metrics | dict(settings="", budget="smoke"))])
     s = shown("digits", "smoke", store=store)
-    found = module._hardness(s, r.folder)
+    found = s.hardness(r.folder)
     assert list(found) == ["doubt of the process"] and found["doubt of the process"] == pytest.approx(Uncertainty(*(r.per_image[f"uncertainty_{k}"] for k in Uncertainty._fields)).nats.numpy())
     row = store.runs().iloc[0].to_dict()
     store.keep_gaps(row, {f"{row['spec']}_test_{k}": np.array(v, np.float32) for k, v in (("diagonal", [1., 5.]), ("elbo", [0., 1.]))})
-    assert module._hardness(s, r.folder)["measured amortization gap"].tolist() == [1., 4.]
+    assert s.hardness(r.folder)["measured amortization gap"].tolist() == [1., 4.]

@@ -58,8 +58,10 @@ class _Setting(NamedTuple):
         changed = f", `{one['settings']}`" if one["settings"] else ""
         methods = self.runs.groupby("method", sort=False).size()
         seeds = ", ".join(f"`{m}` {n}" for m, n in methods.items())
+        ess = pd.to_numeric(self.runs["ess"]).mean()
+        few = f"; ESS {ess:.1f} of {one['iwae_k']}" if np.isfinite(ess) else ""
         return (f"{self.name}: budget `{one['budget']}`{changed}, {one['n_train']:,} training images; "
-                f"seeds of each method: {seeds}")
+                f"seeds of each method: {seeds}{few}")
 
     def rivals(self, kind: str) -> list[str]:
         "Of each family of a kind the methods with the most seeds."

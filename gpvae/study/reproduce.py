@@ -484,31 +484,19 @@ class _Shown(NamedTuple):
         return "\n".join(f"- `{m}`: {of.title}. {of.idea} [Page](../{of.page})" for m, of in known)
 
     @property
-    def inflated(self) -> pd.DataFrame: # runs, those of the page among them
-        "The models of the page under proposals of all widths that there are."
-        same = ["dataset", "checksum", "likelihood", "binarisation", "budget", "n_train", "z_dim", "protocol"]
-        rows = self.store.runs()
-        if not len(rows) or not len(self.rows): return rows.iloc[:0]
-        rows = rows[(rows[same] == self.rows[same].iloc[0]).all(axis=1) & rows["method"].isin(self.methods)]
-        return rows[rows["settings"].map(_as_trained) == _as_trained(self.rows["settings"].iloc[0])]
-
-    @property
-    def widths(self) -> pd.DataFrame: # IWAE and ESS by method and factor; empty with one factor
-        "IWAE and ESS by the width of the proposal."
-        rows = self.inflated
-        if not len(rows): return pd.DataFrame()
-        table = rows.groupby(["method", "inflation"])[["iwae", "ess"]].mean().round(2)
-        return table if rows["inflation"].nunique() > 1 else table.iloc[:0]
-
-    @property
-    def x_dim(self) -> int|None: # None where it is not known
-        "Pixels times channels of an image."
-        return _x_dim(self.rows)
+    def widths(self) -> pd.DataFrame: return _widths(self) # IWAE and ESS; empty with one factor
 
     @property
     def marks(self) -> str: # Markdown
         "The likelihoods, the best and what is not told apart from it in bold; methods by numbers of latents."
         return _marks(self)
+
+    @property
+    def grey(self) -> str: return _grey_text(self) # Markdown; empty for binary pixels
+
+    def hardness(self, folder: Path) -> dict[str, np.ndarray]: # of a finished run of the page
+        "How hard each test image is, by what is known of it."
+        return _hardness(self, folder)
 
     @property
     def costs(self) -> pd.DataFrame:
@@ -520,6 +508,21 @@ class _Shown(NamedTuple):
 def _as_trained(settings: str) -> str:
     "Settings without the width of the proposal, which only judges."
     return re.sub(r"(^| )inflation=[\d.]+", "", settings).strip()
+
+def _inflated(s: _Shown) -> pd.DataFrame: # runs, those of the page among them
+    "The models of a page under proposals of all widths that there are."
+    same = ["dataset", "checksum", "likelihood", "binarisation", "budget", "n_train", "z_dim", "protocol"]
+    rows = s.store.runs()
+    if not len(rows) or not len(s.rows): return rows.iloc[:0]
+    rows = rows[(rows[same] == s.rows[same].iloc[0]).all(axis=1) & rows["method"].isin(s.methods)]
+    return rows[rows["settings"].map(_as_trained) == _as_trained(s.rows["settings"].iloc[0])]
+
+def _widths(s: _Shown) -> pd.DataFrame:
+    "IWAE and ESS of the models of a page by the width of the proposal."
+    rows = _inflated(s)
+    if not len(rows): return pd.DataFrame()
+    table = rows.groupby(["method", "inflation"])[["iwae", "ess"]].mean().round(2)
+    return table if rows["inflation"].nunique() > 1 else table.iloc[:0]
 
 def _x_dim(rows: pd.DataFrame) -> int|None:
     "Pixels times channels, by a run folder, else by the name of a known set."
@@ -542,7 +545,8 @@ def _quantities(s: _Shown) -> list[_Quantity]:
     one = s.rows.iloc[0]
     iwae = f"IWAE-{one['iwae_k']}"
     found = [_Quantity("ELBO", s.rows, s.images, "elbo"), _Quantity(iwae, s.rows, s.images, "iwae")]
-    wider = s.inflated[s.inflated["inflation"] != one["inflation"]]
+    wider = _inflated(s)
+    wider = wider[wider["inflation"] != one["inflation"]]
     for factor, rows in wider.groupby("inflation"):
         label = f"{iwae}, variances × {factor:g}"
         found.append(_Quantity(label, rows, s.store.images(rows), "iwae"))
@@ -565,9 +569,9 @@ def _marked_columns(s: _Shown) -> dict[str, dict[str, str]]: # label -> method -
     "Columns of a page of one number of latent dimensions; those of a density in bits for each pixel too."
     columns, quantities = {}, _quantities(s)
     for q in quantities: columns[q.label] = _marked(q.rows, q.images, q.column)
-    grey = s.rows["likelihood"].iloc[0] != "bernoulli" and s.x_dim
+    grey = s.rows["likelihood"].iloc[0] != "bernoulli" and _x_dim(s.rows)
     best = next(q for q in reversed(quantities) if q.column == "iwae")
-    return columns | ({f"{best.label}, bits per dimension": _bits(best, s.x_dim)} if grey else {})
+    return columns | ({f"{best.label}, bits per dimension": _bits(best, _x_dim(s.rows))} if grey else {})
 
 def _marks(s: _Shown) -> str: # Markdown
     "One table of all columns for one number of latents, else a table of methods by numbers for each."
@@ -604,7 +608,7 @@ def _cost_table(s: _Shown) -> pd.DataFrame: # of one number of latent dimensions
 def _grey_text(s: _Shown) -> str: # Markdown; empty for binary pixels
     "What a density of grey levels is, and how it reads in bits."
     if s.rows["likelihood"].iloc[0] == "bernoulli": return ""
-    of_many = f" over the {s.x_dim} pixels of an image" if s.x_dim else ""
+    of_many = f" over the {_x_dim(s.rows)} pixels of an image" if _x_dim(s.rows) else ""
     return ("**A density of grey levels.** Pixels are levels 0 to 255, divided by 255, and the model "
             "gives them a density, not a probability: nats may be positive, grow with a finer scale, and "
             "compare with runs of this likelihood alone. Times the width of a level a density is nearly "
