@@ -603,7 +603,7 @@ MUTANTS = [
     Mutant("a tie that the interval refutes", "study/tables:_leaders", "tables::test_the_best_and_what_is_not_told_apart_from_it_are_marked",
            "_gain(rows, images, m, best, name)[2] >= 0",
            "True"),
-    Mutant("bits of a density upside down", "likelihoods:bits_per_dim", "reproduce::test_the_likelihoods_of_a_page_stand_side_by_side_with_the_best_marked",
+    Mutant("bits of a density upside down", "likelihoods:bits_per_dim", "oracles::test_bits_are_those_of_the_cells_of_grey_levels",
            "math.log2(255) - log_px",
            "math.log2(255) + log_px"),
 ]
