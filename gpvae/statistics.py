@@ -32,7 +32,7 @@ def spread(values: pd.Series, digits: int = 2) -> str:
 
 # %% ../nbs/07_statistics.ipynb #3206b4e2
 def bootstrap(statistic: Callable[..., float],      # of columns of numbers
-              *columns: Float[np.ndarray, "N"],     # resampled together
+              *columns: Float[np.ndarray, "N ..."], # resampled together, by images
               n: int = 500, level: float = 0.95
              ) -> tuple[float, float, float]:       # value, lower and upper end
     "A statistic with its percentile interval over images."

@@ -7,7 +7,7 @@ from torch import nn
 
 from gpvae.gp_encoder import RandomLinear, Standardised
 from gpvae.iwae import RunningWeights, ess, estimate_batch, evaluate, iwae
-from gpvae.likelihoods import Bernoulli, Gaussian
+from gpvae.likelihoods import Bernoulli, Gaussian, bits_per_dim
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, gaussian_kl, log_normal
 from gpvae.vae import VAE, AmortizedEncoder
 from toys import F64, SHAPE, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model, binary_images, gp_encoder, perturb, seeded
@@ -81,6 +81,16 @@ def test_inflation_is_of_the_variance():
 def test_bernoulli_sums_over_pixels():
     eta, x = torch.randn(3, 4, 6, generator=seeded(), dtype=F64), binary_images(4, (6,))
     close(Bernoulli().log_px_z(eta, x), torch.distributions.Bernoulli(logits=eta).log_prob(x).sum(-1))
+
+@pytest.mark.parametrize("scale", [0.03, 0.2])
+def test_bits_are_those_of_the_cells_of_grey_levels(scale):
+    "The probability of an 8-bit image, level by level, where the scale is several levels wide."
+    levels = torch.randint(100, 110, (1, 6), generator=seeded())
+    x, eta, half = levels.to(F64) / 255, torch.full((1, 1, 6), 0.41, dtype=F64), 0.5 / 255
+    likelihood = Gaussian(6, init_scale=scale).double()
+    pixel = torch.distributions.Normal(eta[0], scale)
+    bits = -(pixel.cdf(x + half) - pixel.cdf(x - half)).log2().mean().item()
+    assert bits_per_dim(likelihood.log_px_z(eta, x).item(), 6) == pytest.approx(bits, abs=3e-3) and 3 < bits < 8
 
 @pytest.mark.parametrize("per_pixel", [False, True])
 def test_gaussian_sums_over_pixels(per_pixel):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gpvae.checks import InputError
-from gpvae.files import locked
+from gpvae.files import locked, sha256
+from gpvae.gp_encoder import Uncertainty
 from gpvae.statistics import bootstrap_interval
 from gpvae.study import commands, reproduce as module
 from gpvae.study.reproduce import opening, render, reproduce, shown, time_missing, train_missing
@@ -20,6 +21,7 @@ from gpvae.study.run import run
 from gpvae.study.spec import BUDGETS, RunSpec, Settings
 from gpvae.study.store import Store, checkout
 from gpvae.study.tables import paired, seed_difference
+from test_store import made_up
 
 RESULTS = checkout() / "nbs" / "results"
 TINY = (("epochs", 2), ("hidden", (8,)))
@@ -170,6 +172,23 @@ def test_own_images_have_a_page_of_their_own(short, runs, tmp_path, monkeypatch,
     rows = Store(out).runs()
     assert rows["dataset"].tolist() == ["digits"] and len(rows["checksum"].iloc[0]) == 12 and rows["infer_ms_one"].notna().all()
 
+def test_grey_pictures_of_a_user_go_through_the_whole_page(runs, tmp_path, monkeypatch, capsys):
+    "One command, from a file of 28 × 28 grey pictures that no table knows to likelihoods in bits, curves, samples and hard images; again it changes nothing."
+    monkeypatch.setenv("GPVAE_DATA", str(tmp_path / "data"))
+    pixels = np.random.RandomState(0).randint(0, 256, (300, 28, 28, 1)).astype(np.uint8)
+    np.savez(tmp_path / "my.npz", x_train=pixels[:200], x_test=pixels[200:])
+    command = ["--dataset", str(tmp_path / "my.npz"), "--likelihood", "gaussian", "--budget", "smoke", "--methods", "vae", "gpvae", "--seeds", "1", "--n_train", "100",
+               *(w for s in ("epochs=2", "hidden=(8,)", "n_valid=20", "n_test=60", "k=5", "kl_warmup=1") for w in ("--set", s)), "--jobs", "1", "--device", "cpu", "--runs", str(runs), "--out", str(tmp_path / "out"), "--quiet"]
+    printed = []
+    for _ in range(2):
+        assert commands.reproduce_command(command) == 0
+        printed.append(capsys.readouterr().out)
+    path, = (tmp_path / "out").glob("*.ipynb")
+    page, text = nbformat.read(path, as_version=4), path.read_text()
+    assert printed[0] == printed[1] and path.name.startswith("my_gaussian_n100_smoke") and str(tmp_path) not in text
+    for words in ("bits per dimension", "A density of grey levels", "784 pixels", "× vae"): assert words in text
+    assert sum("image/png" in o.get("data", {}) for c in page.cells for o in c.get("outputs", [])) == 5, "pictures" # likelihoods, times, curves, samples, hard images
+
 def test_methods_are_told_apart_by_the_intervals_of_seeds_and_images():
     s = shown("static_mnist", "cpu")
     clear, rest = s.told_apart.split("Not told apart")
@@ -179,3 +198,70 @@ def test_methods_are_told_apart_by_the_intervals_of_seeds_and_images():
     assert f"Of {len(s.methods) - 1} methods" in clear and s.methods[0] == "vae"
     one = s._replace(rows=s.rows[s.rows["seed"] == 0])
     assert one.told_apart == "" and s._replace(rows=s.rows[s.rows["method"] == "vae"]).told_apart == ""
+
+# --- columns and pictures of a page -------------------------------------------------------------------------------------------------------------
+
+GREY = dict(dataset="mnist", likelihood="gaussian", binarisation="none", active_units=2, ess=9., train_seconds=1., epoch_seconds=.5, peak_mb=300., infer_ms_one=1., step_ms=2.)
+
+def grey_run(method, seed, z, level, inflation=1.):
+    "A made-up run on grey MNIST; a wider proposal is worth 9 nats to it."
+    said = "inflation=1.4 " * (inflation > 1) + "weight_decay=0.02"
+    own = dict(z_dim=z, spec=sha256([method, seed, z, inflation])[:12], settings=said, inflation=inflation, infer_ms_batch={"vae": 2., "gpvae": 3.}[method])
+    return made_up(method, seed, level + 0.1 * seed + 9 * (inflation > 1), **GREY | own)
+
+@pytest.fixture
+def grey(tmp_path):
+    "Three seeds of two methods with two numbers of latents, the second better by 2 nats."
+    store = Store(tmp_path / "grey")
+    store.keep([grey_run(m, s, z, level, i) for m, level in (("vae", 500.), ("gpvae", 502.)) for s in range(3) for z in (10, 20) for i in (1., 1.4)])
+    return store
+
+def grey_page(store, z_dims="20"):
+    return shown("mnist", "cpu", store=store, methods="vae gpvae", likelihood="gaussian", z_dims=z_dims, n_train=10_000, settings="weight_decay=0.02")
+
+def columns_of(markdown):
+    head, _, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line.startswith("|")]
+    return {line[0]: dict(zip(head, line)) for line in lines}
+
+def test_the_likelihoods_of_a_page_stand_side_by_side_with_the_best_marked(grey):
+    lines = columns_of(grey_page(grey).marks)
+    assert list(lines) == ["`vae`", "`gpvae`"] and lines["`gpvae`"]["ELBO"] == "**501.10 ± 0.10**" and lines["`vae`"]["ELBO"] == "499.10 ± 0.10"
+    assert lines["`gpvae`"]["IWAE-100"] == "**502.10 ± 0.10**" and lines["`gpvae`"]["IWAE-100, variances × 1.4"] == "**511.10 ± 0.10**"
+    bits = np.log2(255) - 511.1 / (784 * np.log(2))
+    assert lines["`gpvae`"]["IWAE-100, variances × 1.4, bits per dimension"] == f"**{bits:.3f}**" and bits > 0
+
+def test_methods_by_numbers_of_latents(grey):
+    "A table for each likelihood, and a column for each number; no mean is over two."
+    text = grey_page(grey, "[10, 20]").marks
+    assert text.count("**ELBO**") == 1 and text.count("| method | z = 10 | z = 20 |") == 4
+    assert columns_of(text)["`gpvae`"]["z = 20"].startswith("**")
+
+def test_the_annealed_likelihood_stands_where_it_was_measured(grey):
+    row = grey.runs().query("method == 'vae' and seed == 0 and z_dim == 20 and inflation == 1").iloc[0].to_dict()
+    grey.keep_gaps(row, {f"{row['spec']}_test_log_px": np.full(7, 540.)})
+    lines = columns_of(grey_page(grey).marks)
+    assert lines["`vae`"]["log p(x), 7 images"] == "**540.00**" and lines["`gpvae`"]["log p(x), 7 images"] == ""
+
+def test_widths_of_a_page_with_changed_settings(grey):
+    widths = grey_page(grey).widths
+    assert widths.index.tolist() == [(m, i) for m in ("gpvae", "vae") for i in (1., 1.4)] and widths["iwae"].max() == pytest.approx(511.1)
+
+def test_costs_are_beside_the_ratio_to_the_reference(grey):
+    costs = grey_page(grey).costs
+    assert costs.loc["gpvae", "batch of 128, ms"] == "3.00" and costs.filter(like="× vae").loc["gpvae"].tolist() == ["1.0", "1.5", "1.0"]
+    assert costs.loc["vae", ["epoch, s", "training, s", "memory, MB"]].tolist() == ["0.5", "1", "300"]
+
+def test_a_density_is_explained_and_a_probability_is_not(grey, store):
+    assert "784 pixels" in grey_page(grey).grey and shown("digits", "smoke", store=store).grey == ""
+    assert "bits" not in shown("digits", "smoke", store=store).marks
+
+def test_hard_images_are_those_of_much_doubt_and_of_large_gaps(runs, tmp_path):
+    spec, store = RunSpec("digits", "gpvae", 10, 0, "smoke"), Store(tmp_path / "out")
+    r = run(replace(spec, settings=TINY), runs, "cpu", bar=False)
+    store.keep([replace(r, metrics=r.metrics | dict(settings="", budget="smoke"))])
+    s = shown("digits", "smoke", store=store)
+    found = s.hardness(r.folder)
+    assert list(found) == ["doubt of the process"] and found["doubt of the process"] == pytest.approx(Uncertainty(*(r.per_image[f"uncertainty_{k}"] for k in Uncertainty._fields)).nats.numpy())
+    row = store.runs().iloc[0].to_dict()
+    store.keep_gaps(row, {f"{row['spec']}_test_{k}": np.array(v, np.float32) for k, v in (("diagonal", [1., 5.]), ("elbo", [0., 1.]))})
+    assert s.hardness(r.folder)["measured amortization gap"].tolist() == [1., 4.]

@@ -9,7 +9,7 @@ from gpvae.files import write_json
 from gpvae.statistics import bootstrap_interval, seed_interval
 from gpvae.study.spec import METHODS
 from gpvae.study.store import Store
-from gpvae.study.tables import difference_table, likelihood_table, line_table, markdown_table, method_box, paired, seed_difference
+from gpvae.study.tables import _leaders, _marked, difference_table, likelihood_table, line_table, markdown_table, method_box, paired, seed_difference
 from test_store import made_up
 
 def rows_of(*runs): return pd.DataFrame([r.metrics | dict(active_units=2, ess=9., train_seconds=1., valid_elbo=r.metrics["elbo"], best_epoch=3) for r in runs])
@@ -72,6 +72,27 @@ def test_a_curve_has_a_line_where_two_seeds_are_paired():
     both = pd.concat([rows, rows[rows["seed"] == 0].assign(n_train=5)])
     table = difference_table(both, images, "gpvae", "vae", "elbo")
     assert list(table.index) == [10_000] and table["mean"].tolist() == pytest.approx([1.5]) and table["seeds"].tolist() == [3]
+
+def test_the_best_and_what_is_not_told_apart_from_it_are_marked():
+    "Three methods: the best, one whose interval to it reaches zero, and one far below."
+    base = np.random.default_rng(0).normal(-90, 20, (3, 500))
+    shifts = {"vae": (0., .1, -.1), "gpvae": (5., 5.3, 4.8), "sa-4": (5.1, 4.9, 5.2)}
+    rows = rows_of(*(made_up(m, s, float(base[s].mean() + d)) for m, shift in shifts.items() for s, d in enumerate(shift)))
+    rows["iwae"] = [float(base.mean() + d) for shift in shifts.values() for d in shift]
+    images = {f"{m}{s}_iwae": base[s] + d for m, shift in shifts.items() for s, d in enumerate(shift)}
+    best = _leaders(rows, images, "iwae")
+    assert best == ["sa-4", "gpvae"] and seed_difference(rows, images, "gpvae", "sa-4")[2] > 0 > seed_difference(rows, images, "vae", "sa-4")[2]
+    marked = _marked(rows, images, "iwae")
+    assert [m for m, text in marked.items() if text.startswith("**")] == ["gpvae", "sa-4"] and set(marked) == set(shifts)
+    assert _leaders(rows, {}, "iwae") == ["sa-4"] # without images nothing is tied
+    one = rows[rows["seed"] == 0]
+    assert _leaders(one, images, "iwae")[0] == "sa-4" and "vae" not in _leaders(one, images, "iwae")
+
+def test_a_number_that_some_runs_have_is_compared_on_the_images_that_all_have():
+    rows = rows_of(made_up("vae"), made_up("gpvae"), made_up("sa-4"))
+    images = {"vae0_test_log_px": np.arange(6.) - 90, "gpvae0_test_log_px": np.arange(4.) - 80}
+    marked = _marked(rows, images, "test_log_px")
+    assert marked == {"vae": "-88.50", "gpvae": "**-78.50**"}
 
 def test_markdown():
     assert markdown_table(pd.DataFrame({"a": [1, 2]}, index=pd.Index(["x", "y"], name="n"))).splitlines() == ["| n | a |", "| --- | --- |", "| x | 1 |", "| y | 2 |"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['style', 'image_grid', 'samples', 'reconstructions', 'likelihoods', 'over_sizes', 'differences', 'over_costs',
-           'gap_bars', 'deciles', 'refinements']
+           'learning_curves', 'gap_bars', 'deciles', 'refinements']
 
 # %% ../../nbs/86_figures.ipynb #490a7d88
 from collections.abc import Iterable
@@ -137,6 +137,20 @@ def over_costs(rows: pd.DataFrame,     # runs, with columns method, infer_ms_bat
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("")
+
+# %% ../../nbs/86_figures.ipynb #c8bdf8c8
+def learning_curves(histories: dict[str, list[dict]], # name -> an entry for each epoch, as `Trainer` has them
+                    ax: Axes,
+                    after: float = 0.05               # share of the epochs that is left out at the start
+                   ) -> None:
+    "Validation bound over the epochs, that of the training batches dashed; nats per image, up is better."
+    for i, (name, history) in enumerate(histories.items()):
+        epochs, color = np.arange(1, len(history) + 1), plt.get_cmap("tab10")(i % 10)
+        shown = epochs > after * len(history)
+        for column, look in (("valid_elbo", dict(label=name)), ("elbo", dict(ls="--", alpha=.5))):
+            ax.plot(epochs[shown], np.array([h[column] for h in history])[shown], color=color, lw=1, **look)
+    ax.set(xlabel="epoch", ylabel="ELBO, nats per image")
+    ax.legend(fontsize="small")
 
 # %% ../../nbs/86_figures.ipynb #97581576
 def gap_bars(table: pd.DataFrame,    # one line per method: columns approximation, amortization, error; nats

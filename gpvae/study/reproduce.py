@@ -27,6 +27,8 @@ from tqdm import tqdm
 from ..checks import InputError, choose, require
 from ..data import CHOICES
 from ..files import device_name, open_folder, pick_device, read_json, write_atomically
+from ..gp_encoder import Uncertainty
+from ..likelihoods import bits_per_dim
 from ..statistics import bootstrap_interval, text_interval
 from .catalogue import PAGES, STUDIES, Study, _varied, page
 from .cluster import _check_executor, _Job, _Workflow
@@ -35,7 +37,8 @@ from .run import TIMES, RunResult, is_finished, runs_root, time_run
 from .spec import (METHODS, RunSpec, Settings, build_model, check_spec, load_images, parent_of,
                               parse_setting, set_title, settings_of, settings_text, spec_hash, trained_of)
 from .store import Store, check_alike, checkout, select
-from .tables import likelihood_table, line_table, paired, seed_difference
+from .tables import (_leaders, _marked, _with_images, likelihood_table, line_table, markdown_table,
+                                paired, seed_difference)
 
 # %% ../../nbs/88_reproduce.ipynb #4c1bf7dc
 class _Failure(NamedTuple):
@@ -630,15 +633,154 @@ class _Shown(NamedTuple):
         return "\n".join(f"- `{m}`: {of.title}. {of.idea} [Page](../{of.page})" for m, of in known)
 
     @property
-    def widths(self) -> pd.DataFrame: # IWAE and ESS by method and factor; empty with one factor
-        "The models of the page under proposals of several widths."
-        if not len(self.rows): return pd.DataFrame()
-        same = ["dataset", "checksum", "likelihood", "binarisation", "budget", "n_train", "z_dim"]
-        rows, changed = self.store.runs(), re.escape(self.rows["settings"].iloc[0])
-        rows = rows[(rows[same] == self.rows[same].iloc[0]).all(axis=1) & rows["method"].isin(self.methods)]
-        rows = rows[rows["settings"].str.fullmatch(changed or r"(inflation=[\d.]+)?")]
-        table = rows.groupby(["method", "inflation"])[["iwae", "ess"]].mean().round(2)
-        return table if rows["inflation"].nunique() > 1 else table.iloc[:0]
+    def widths(self) -> pd.DataFrame: return _widths(self) # IWAE and ESS; empty with one factor
+
+    @property
+    def marks(self) -> str: # Markdown
+        "The likelihoods, the best and what is not told apart from it in bold; methods by numbers of latents."
+        return _marks(self)
+
+    @property
+    def grey(self) -> str: return _grey_text(self) # Markdown; empty for binary pixels
+
+    def hardness(self, folder: Path) -> dict[str, np.ndarray]: # of a finished run of the page
+        "How hard each test image is, by what is known of it."
+        return _hardness(self, folder)
+
+    @property
+    def costs(self) -> pd.DataFrame:
+        "What each method costs, and how many times that of the reference."
+        table = self.per_z(_cost_table)
+        return table.fillna("") if len(self.blocks) > 1 else table
+
+# %% ../../nbs/88_reproduce.ipynb #abc0fbe6
+def _as_trained(settings: str) -> str:
+    "Settings without the width of the proposal, which only judges."
+    return re.sub(r"(^| )inflation=[\d.]+", "", settings).strip()
+
+def _inflated(s: _Shown) -> pd.DataFrame: # runs, those of the page among them
+    "The models of a page under proposals of all widths that there are."
+    same = ["dataset", "checksum", "likelihood", "binarisation", "budget", "n_train", "z_dim", "protocol"]
+    rows = s.store.runs()
+    if not len(rows) or not len(s.rows): return rows.iloc[:0]
+    rows = rows[(rows[same] == s.rows[same].iloc[0]).all(axis=1) & rows["method"].isin(s.methods)]
+    return rows[rows["settings"].map(_as_trained) == _as_trained(s.rows["settings"].iloc[0])]
+
+def _widths(s: _Shown) -> pd.DataFrame:
+    "IWAE and ESS of the models of a page by the width of the proposal."
+    rows = _inflated(s)
+    if not len(rows): return pd.DataFrame()
+    table = rows.groupby(["method", "inflation"])[["iwae", "ess"]].mean().round(2)
+    return table if rows["inflation"].nunique() > 1 else table.iloc[:0]
+
+def _x_dim(rows: pd.DataFrame) -> int|None:
+    "Pixels times channels, by a run folder, else by the name of a known set."
+    for spec in rows["spec"]:
+        path = runs_root() / spec / "spec.json"
+        if path.exists(): return math.prod(read_json(path)["x_shape"])
+    choice = CHOICES.get(rows["dataset"].iloc[0])
+    return choice.size**2 * choice.channels if choice and choice.size and choice.channels else None
+
+# %% ../../nbs/88_reproduce.ipynb #b3019a34
+class _Quantity(NamedTuple):
+    "Numbers of methods that are compared with each other."
+    label: str
+    rows: pd.DataFrame
+    images: dict[str, np.ndarray] # by `<spec>_<column>`
+    column: str
+
+def _quantities(s: _Shown) -> list[_Quantity]:
+    "What a store has of the likelihoods of a page of one number of latent dimensions."
+    one = s.rows.iloc[0]
+    iwae = f"IWAE-{one['iwae_k']}"
+    found = [_Quantity("ELBO", s.rows, s.images, "elbo"), _Quantity(iwae, s.rows, s.images, "iwae")]
+    wider = _inflated(s)
+    wider = wider[wider["inflation"] != one["inflation"]]
+    for factor, rows in wider.groupby("inflation"):
+        label = f"{iwae}, variances × {factor:g}"
+        found.append(_Quantity(label, rows, s.store.images(rows), "iwae"))
+    gaps = s.store.gaps()
+    gaps = gaps[gaps["spec"].isin(s.rows["spec"])] if len(gaps) else gaps
+    if not len(gaps): return found
+    images = s.store.gap_images(gaps)
+    rows = _with_images(gaps, images, "test_log_px")
+    n = min((len(images[f"{spec}_test_log_px"]) for spec in rows["spec"]), default=0)
+    return found + [_Quantity(f"log p(x), {n} images", rows, images, "test_log_px")] * bool(n)
+
+# %% ../../nbs/88_reproduce.ipynb #d69c14ba
+def _bits(q: _Quantity, x_dim: int) -> dict[str, str]: # Markdown, by method
+    "The same in bits, marked alike."
+    means, best = q.rows.groupby("method", sort=False)[q.column].mean(), _leaders(q.rows, q.images, q.column)
+    said = {m: f"{bits_per_dim(v, x_dim):.3f}" for m, v in means.items()}
+    return {m: f"**{text}**" if m in best else text for m, text in said.items()}
+
+def _marked_columns(s: _Shown) -> dict[str, dict[str, str]]: # label -> method -> Markdown
+    "Columns of a page of one number of latent dimensions; those of a density in bits for each pixel too."
+    columns, quantities = {}, _quantities(s)
+    for q in quantities: columns[q.label] = _marked(q.rows, q.images, q.column)
+    grey = s.rows["likelihood"].iloc[0] != "bernoulli" and _x_dim(s.rows)
+    best = next(q for q in reversed(quantities) if q.column == "iwae")
+    return columns | ({f"{best.label}, bits per dimension": _bits(best, _x_dim(s.rows))} if grey else {})
+
+def _marks(s: _Shown) -> str: # Markdown
+    "One table of all columns for one number of latents, else a table of methods by numbers for each."
+    blocks = {z: _marked_columns(block) for z, block in s.blocks.items() if len(block.rows)}
+    def table(columns):
+        lines = {f"`{m}`": {name: c.get(m, "") for name, c in columns.items()} for m in s.methods}
+        return markdown_table(pd.DataFrame(lines).T.rename_axis("method"))
+    if len(blocks) == 1: return table(next(iter(blocks.values())))
+    labels = dict.fromkeys(label for columns in blocks.values() for label in columns)
+    by_z = {label: {f"z = {z}": c.get(label, {}) for z, c in blocks.items()} for label in labels}
+    return "\n\n".join(f"**{label}**\n\n{table(columns)}" for label, columns in by_z.items())
+
+# %% ../../nbs/88_reproduce.ipynb #9bcf542b
+_TIMES = { # columns of rows, and of a page
+    "step_ms": "training step, ms", "infer_ms_batch": "batch of 128, ms", "infer_ms_one": "one image, ms"}
+
+def _cost_table(s: _Shown) -> pd.DataFrame: # of one number of latent dimensions
+    "Times, their ratios to the reference's, and memory."
+    table = likelihood_table(s.rows, s.images, s.methods)
+    medians = s.rows.groupby("method")[list(_TIMES)].median().astype(float)
+    found = pd.DataFrame(index=table.index)
+    for column, name in _TIMES.items():
+        found[name] = table[name]
+        if s.study.reference not in s.methods: continue
+        ratios = medians[column] / medians.loc[s.study.reference, column]
+        found[f"× {s.study.reference}" + " " * (found.shape[1] // 2)] = [
+            f"{r:.1f}" if np.isfinite(r) else "" for r in ratios[table.index]]
+    means = s.rows.groupby("method")[["epoch_seconds", "peak_mb"]].mean().loc[table.index]
+    found["epoch, s"] = means["epoch_seconds"].map("{:.1f}".format)
+    found["training, s"], found["memory, MB"] = table["training, s"], means["peak_mb"].map("{:.0f}".format)
+    return found
+
+# %% ../../nbs/88_reproduce.ipynb #19e1cc71
+def _grey_text(s: _Shown) -> str: # Markdown; empty for binary pixels
+    "What a density of grey levels is, and how it reads in bits."
+    if s.rows["likelihood"].iloc[0] == "bernoulli": return ""
+    of_many = f" over the {_x_dim(s.rows)} pixels of an image" if _x_dim(s.rows) else ""
+    return ("**A density of grey levels.** Pixels are levels 0 to 255, divided by 255, and the model "
+            "gives them a density, not a probability: nats may be positive, grow with a finer scale, and "
+            "compare with runs of this likelihood alone. Times the width of a level a density is nearly "
+            "the probability of the level, and so reads in [bits per dimension]"
+            f"(../22_likelihoods.ipynb#grey-levels-are-discrete){of_many}, fewer is better. No noise was "
+            "added to the pixels (they are not *dequantised*): these bits are no bound, and where the "
+            "learned scale nears one level they are too few. The lower bound of the scale, 1/256, keeps "
+            "them above 1.3. Where ESS is a few of the importance samples, IWAE lies far below log p(x), "
+            "and differences in it are differences of proposals.")
+
+# %% ../../nbs/88_reproduce.ipynb #ef378ba0
+def _hardness(s: _Shown, folder: Path) -> dict[str, np.ndarray]: # of the first test images, by what it is
+    "How hard each test image of a run is: by its measured gap, and by the doubt of its random functions."
+    run, found = RunResult.open(folder), {}
+    gaps = s.store.gaps()
+    images = s.store.gap_images(gaps[gaps["spec"] == folder.name]) if len(gaps) else {}
+    best, own = (images.get(f"{folder.name}_test_{k}") for k in ("diagonal", "elbo"))
+    if best is not None: found["measured amortization gap"] = np.nan_to_num(best - own)
+    columns = [run.per_image.get(f"uncertainty_{k}") for k in Uncertainty._fields]
+    if all(c is not None for c in columns):
+        doubt = Uncertainty(*columns).nats.numpy()
+        if doubt.std() > 0: found["doubt of the process"] = doubt
+    return found
 
 # %% ../../nbs/88_reproduce.ipynb #03716d31
 def _told_apart(s: _Shown) -> str: # Markdown; empty where there is nothing to compare, or one seed

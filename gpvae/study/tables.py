@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 from ..checks import InputError, require
 from ..files import read_json
-from ..statistics import interval, seed_interval, spread, text_interval
+from ..statistics import bootstrap_interval, interval, seed_interval, spread, text_interval
 from .catalogue import page
 from .spec import METHODS
 from .store import Store, check_alike
@@ -42,11 +42,50 @@ def _by_seed(rows: pd.DataFrame, name: str) -> list[np.ndarray]: # of each metho
 def seed_difference(rows: pd.DataFrame,            # as above, one a method and seed
                     images: dict[str, np.ndarray], # as above
                     method: str, reference: str = "vae", # two methods
-                    name: str = "iwae"             # "iwae" or "elbo"
+                    name: str = "iwae",            # "iwae" or "elbo"
+                    level: float = 0.95            # of the interval
                    ) -> tuple[float, float, float]: # mean, lower and upper end, nats
     "Mean difference of two methods with its interval over seeds and images."
     d = paired(rows, images, method, reference, name)
-    return float(d.mean()), *seed_interval(d, groups=_by_seed(rows, name))
+    return float(d.mean()), *seed_interval(d, level, _by_seed(rows, name))
+
+# %% ../../nbs/85_tables.ipynb #7ad55389
+def _with_images(rows: pd.DataFrame, images: dict[str, np.ndarray], name: str) -> pd.DataFrame:
+    "The rows whose images are kept; a column that is missing becomes the mean over the images that all have."
+    rows = rows[[f"{spec}_{name}" in images for spec in rows.get("spec", ())]]
+    if name in rows or not len(rows): return rows
+    kept = [images[f"{spec}_{name}"] for spec in rows["spec"]]
+    n = min(map(len, kept))
+    return rows.assign(**{name: [float(v[:n].mean()) for v in kept]})
+
+def _over_seeds(rows: pd.DataFrame) -> bool:
+    "Do the rows say how far seeds scatter?"
+    return bool((rows.groupby("method").size() > 1).any())
+
+def _gain(rows: pd.DataFrame, images: dict[str, np.ndarray], method: str, reference: str, name: str,
+          level: float = 0.95) -> tuple[float, float, float]: # mean, lower and upper end, nats
+    "What a method has more than another, over seeds and images where that can be, else over images."
+    if _over_seeds(rows): return seed_difference(rows, images, method, reference, name, level)
+    d = paired(rows, images, method, reference, name)
+    return float(d.mean()), *bootstrap_interval(d, level=level)
+
+# %% ../../nbs/85_tables.ipynb #8ef625c2
+def _leaders(rows: pd.DataFrame, images: dict[str, np.ndarray], name: str) -> list[str]: # the best one first
+    "The methods that nothing tells apart from the best; the best alone where no images are kept."
+    means = rows.groupby("method", sort=False)[name].mean()
+    best = means.idxmax()
+    rows = _with_images(rows, images, name)
+    seeds = {m: set(g["seed"]) for m, g in rows.groupby("method")}
+    others = [m for m in means.index if m != best and seeds.get(m, set()) & seeds.get(best, set())]
+    return [best, *(m for m in others if _gain(rows, images, m, best, name)[2] >= 0)]
+
+def _marked(rows: pd.DataFrame, images: dict[str, np.ndarray], name: str
+           ) -> dict[str, str]: # Markdown, by method
+    "Means over seeds, those of the best and of what is not told apart from it in bold."
+    rows = rows if name in rows else _with_images(rows, images, name)
+    best = _leaders(rows, images, name)
+    said = {m: spread(g[name]) for m, g in rows.groupby("method", sort=False)}
+    return {m: f"**{text}**" if m in best else text for m, text in said.items()}
 
 # %% ../../nbs/85_tables.ipynb #63bc571d
 def _ms(values: pd.Series, digits: int) -> str: # median; empty where nothing was timed
