@@ -41,7 +41,7 @@ def _held(*modules: nn.Module) -> Iterator[None]:
 def _component_objective(encoder: "RecursiveMixtureEncoder", model: VAE, x: Tensor,
                          q: DiagonalGaussian,     # of the component
                          Q: GaussianMixture|None, # so far, a constant; None for the first component
-                         beta: float,             # weight of the KL
+                         beta: float|Tensor,      # weight of the KL
                          n_samples: int           # of z
                         ) -> tuple[Float[Tensor, "B"], ElboTerms]:
     "J_m of each image, nats, and the two terms of the component's own bound."
@@ -91,7 +91,7 @@ class RecursiveMixtureEncoder(Encoder):
         if len(self.components) == 1: return self.components[0](phi[0])
         return self.mixture(phi if self.other_trunks else phi * len(self.components))
 
-    def objectives(self, model: VAE, x: Tensor, beta: float = 1., n_samples: int = 1
+    def objectives(self, model: VAE, x: Tensor, beta: float|Tensor = 1., n_samples: int = 1
                   ) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:
         "One component after the other, then the mixture; of a single component the bound."
         if len(self.components) == 1:
