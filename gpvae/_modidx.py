@@ -450,6 +450,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'gpvae.networks._mlp': ('networks.html#_mlp', 'gpvae/networks.py'),
                                 'gpvae.networks._pays': ('networks.html#_pays', 'gpvae/networks.py'),
                                 'gpvae.networks._product': ('networks.html#_product', 'gpvae/networks.py'),
+                                'gpvae.networks._transformed': ('networks.html#_transformed', 'gpvae/networks.py'),
                                 'gpvae.networks._with_precision': ('networks.html#_with_precision', 'gpvae/networks.py'),
                                 'gpvae.networks.conv_trunk': ('networks.html#conv_trunk', 'gpvae/networks.py'),
                                 'gpvae.networks.mlp_decoder': ('networks.html#mlp_decoder', 'gpvae/networks.py'),

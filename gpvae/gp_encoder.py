@@ -220,7 +220,7 @@ class RandomFunctions(NamedTuple):
             ) -> DiagonalGaussian:
         "q(z|x, f, g) for one draw of f and g per image, the posterior of training."
         def noisy(mean: Tensor, var: Tensor) -> Tensor:
-            return mean + scale * var.clamp(min=1e-30).sqrt() * randn(mean.shape, mean, generator)
+            return mean + var.clamp(min=1e-30).sqrt() * (scale * randn(mean.shape, mean, generator))
         return DiagonalGaussian(noisy(self.f_mean, self.f_var), noisy(self.g_mean, self.g_var))
 
     def at_mean(self) -> DiagonalGaussian:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from .checks import require
 
 # %% ../nbs/20_networks.ipynb #11b3f766
@@ -36,6 +37,11 @@ def _pays(x: Tensor, outputs: int) -> bool:
     "Are these rows times so many outputs a product for oneDNN?"
     kind = x.device.type == "cpu" and x.dtype == torch.float32
     return kind and x.numel() * outputs >= _FEW and _mkl_is_slow()
+
+def _transformed() -> bool:
+    "Is the call compiled, traced, or differentiated in a way that only PyTorch's own layers know?"
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 def _product(x: Float[Tensor, "B I"], W: Float[Tensor, "O I"], b: Float[Tensor, "O"]|None = None
             ) -> Float[Tensor, "B O"]:
@@ -67,7 +73,7 @@ class _Linear(nn.Linear):
     "A linear layer whose large products are made by the faster library."
     def forward(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L O"]:
         full = self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (full and _pays(x, self.out_features)): return super().forward(x)
+        if _transformed() or not (full and _pays(x, self.out_features)): return super().forward(x)
         inputs = x.reshape(-1, x.shape[-1]), self.weight, self.bias
         learns = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
         y = _Product.apply(*inputs) if learns else _product(*inputs)

@@ -1,5 +1,7 @@
 "The layers of the networks: whichever library makes their products, they are PyTorch's own, with their gradients."
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -74,6 +76,23 @@ def test_mkl_is_asked_on_a_processor_of_its_maker(monkeypatch, tmp_path):
         assert networks._mkl_is_slow.__wrapped__() == (slow and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert not networks._mkl_is_slow.__wrapped__()
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_and_transformed_calls_take_the_usual_way(detour, monkeypatch):
+    "Jacobians forwards and backwards, per-image gradients and traces are those of PyTorch's layers."
+    layer, usual = pair()
+    x, v = torch.randn(3, SIZES[0]), torch.randn(3, SIZES[0])
+    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.vmap):
+        torch.testing.assert_close(transform(layer)(x), transform(usual)(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (v,))[1], torch.func.jvp(usual, (x,), (v,))[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.jit.trace(layer, x, check_trace=False)(x), usual(x), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(layer(x), usual(x))
+    assert not detour
+
+def test_the_encoder_is_imported_without_what_pages_and_data_need():
+    code = "import sys, gpvae.gp_encoder; assert not {'torchvision', 'pandas', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 def test_the_networks_are_copied_and_loaded_as_pytorchs_own():
     trunk, decoder = mlp_trunk((1, 6, 6), (8,)), mlp_decoder(2, (1, 6, 6), (8,))
