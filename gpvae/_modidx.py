@@ -490,6 +490,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                               'gpvae/posteriors.py'),
                                   'gpvae.posteriors.DiagonalGaussian.moved': ( 'posteriors.html#diagonalgaussian.moved',
                                                                                'gpvae/posteriors.py'),
+                                  'gpvae.posteriors.DiagonalGaussian.rsample_and_kl': ( 'posteriors.html#diagonalgaussian.rsample_and_kl',
+                                                                                        'gpvae/posteriors.py'),
                                   'gpvae.posteriors.DiagonalGaussian.rsample_and_log_prob': ( 'posteriors.html#diagonalgaussian.rsample_and_log_prob',
                                                                                               'gpvae/posteriors.py'),
                                   'gpvae.posteriors.FullGaussian': ('posteriors.html#fullgaussian', 'gpvae/posteriors.py'),

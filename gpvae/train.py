@@ -96,11 +96,12 @@ def adam(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, fused=True)
 
 # %% ../nbs/60_train.ipynb #69c3d81f
-def _clipped(model: nn.Module, max_norm: float) -> Float[Tensor, ""]: # the norm before
-    "Cut the gradient to a norm."
-    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+def _clipped(optimizer: torch.optim.Optimizer, max_norm: float) -> Float[Tensor, ""]: # the norm before
+    "Cut the gradient of what is trained to a norm."
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     short = not norm.is_cuda and bool(max_norm / (norm + 1e-6) >= 1)
-    if not short: nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    if not short: nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
     return norm
 
 # %% ../nbs/60_train.ipynb #efa02eb8
@@ -120,7 +121,7 @@ def train_step(model: VAE, optimizer: torch.optim.Optimizer, x: Tensor,
             optimizer.zero_grad(set_to_none=True)
             if dreamed is None: (-objective.mean() + weight_kl).backward()
             else: _backward_with_dreams(model, objective, dreamed, weight_kl, config.dreams)
-            norm = _clipped(model, config.max_norm)
+            norm = _clipped(optimizer, config.max_norm)
             optimizer.step()
         return torch.stack([terms.log_px_z.mean(), terms.kl.mean(), weight_kl, norm]).detach()
 
