@@ -216,11 +216,11 @@ class RandomFunctions(NamedTuple):
         return Uncertainty(self.f_var.sum(-1), self.g_var.sum(-1), (self.f_var / self.marginal_var()).sum(-1))
 
     def draw(self, generator: torch.Generator|None = None,
-             scale: float = 1. # of the noise; below 1 in a warm-up of the randomness
+             scale: float|Tensor = 1. # of the noise; below 1 in a warm-up of the randomness
             ) -> DiagonalGaussian:
         "q(z|x, f, g) for one draw of f and g per image, the posterior of training."
         def noisy(mean: Tensor, var: Tensor) -> Tensor:
-            return mean + scale * var.clamp(min=1e-30).sqrt() * randn(mean.shape, mean, generator)
+            return mean + var.clamp(min=1e-30).sqrt() * (scale * randn(mean.shape, mean, generator))
         return DiagonalGaussian(noisy(self.f_mean, self.f_var), noisy(self.g_mean, self.g_var))
 
     def at_mean(self) -> DiagonalGaussian:
@@ -270,7 +270,7 @@ class GPEncoder(Encoder):
     def functions(self, x: Tensor) -> RandomFunctions:
         "Mean and variance of f and g at each image; changes nothing."
         phi = self.trunk(x)
-        if self._foldable and not self.training: return self._folded(phi)
+        if self._foldable: return self._folded(phi)
         return self._unfolded(phi, self._seen(x, phi))
 
     def mixture(self, x: Tensor, seed: int = 210203151 # not a seed of any evaluation
@@ -287,7 +287,8 @@ class GPEncoder(Encoder):
             phi = self.trunk(x)
             seen = self._seen(x, phi)
             self.features.update(seen)
-            return self._unfolded(phi, seen).draw(scale=self.noise_scale)
+            functions = self._folded(phi) if self._foldable else self._unfolded(phi, seen)
+            return functions.draw(scale=self.noise_scale)
         if self.mode == "mixture": return self.mixture(x)
         return self.functions(x).at_mean() if self.mode == "mean" else self.functions(x).marginal()
 

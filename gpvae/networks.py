@@ -7,29 +7,117 @@ __all__ = ['mlp_trunk', 'mlp_decoder', 'conv_trunk', 'ConvDecoder']
 
 # %% ../nbs/20_networks.ipynb #fed7c888
 import math
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 
 # %% ../nbs/20_networks.ipynb #5163ca49
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from .checks import require
+
+# %% ../nbs/20_networks.ipynb #11b3f766
+_FEW = 2**22 # multiplications below which the detour costs more than it saves
+
+@cache
+def _mkl_is_slow() -> bool:
+    "Is this an x86 processor of another maker than MKL's, and oneDNN at hand?"
+    maker = platform.processor()
+    with suppress(OSError): maker = Path("/proc/cpuinfo").read_text()
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return x86 and there and torch.backends.mkl.is_available() and "Intel" not in maker
+
+def _pays(x: Tensor, outputs: int) -> bool:
+    "Are these rows times so many outputs a product for oneDNN?"
+    kind = x.device.type == "cpu" and x.dtype == torch.float32
+    return kind and x.numel() * outputs >= _FEW and _mkl_is_slow()
+
+def _transformed() -> bool:
+    "Is the call compiled, traced, or differentiated in a way that only PyTorch's own layers know?"
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+def _product(x: Float[Tensor, "B I"], W: Float[Tensor, "O I"], b: Float[Tensor, "O"]|None = None
+            ) -> Float[Tensor, "B O"]:
+    "x Wᵀ + b by oneDNN."
+    return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
+
+# %% ../nbs/20_networks.ipynb #35c4ee19
+class _Product(torch.autograd.Function):
+    "`_product` with its derivatives, which have derivatives too."
+    @staticmethod
+    def forward(ctx, x: Float[Tensor, "B I"], W: Float[Tensor, "O I"], b: Float[Tensor, "O"]|None
+               ) -> Float[Tensor, "B O"]:
+        "The layer."
+        ctx.save_for_backward(x, W)
+        return _product(x, W, b)
+
+    @staticmethod
+    def backward(ctx, dy: Float[Tensor, "B O"]) -> tuple[Tensor|None, Tensor|None, Tensor|None]:
+        "Of x, W and b, where they are asked for."
+        x, W = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        again = torch.is_grad_enabled()
+        times = (lambda a, b: _Product.apply(a, b, None)) if again else _product
+        return (times(dy, W.T) if wanted[0] else None, times(dy.T, x.T) if wanted[1] else None,
+                dy.sum(0) if wanted[2] else None)
+
+# %% ../nbs/20_networks.ipynb #067e72aa
+class _Linear(nn.Linear):
+    "A linear layer whose large products are made by the faster library."
+    def forward(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L O"]:
+        full = self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if _transformed() or not (full and _pays(x, self.out_features)): return super().forward(x)
+        inputs = x.reshape(-1, x.shape[-1]), self.weight, self.bias
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        y = _Product.apply(*inputs) if learns else _product(*inputs)
+        return y.reshape(*x.shape[:-1], -1)
+
+# %% ../nbs/20_networks.ipynb #8dde35b6
+_PRECISIONS = ("float32", "tf32", "bfloat16") # of the products inside the networks
+_state = {"precision": "float32"}
+
+@contextmanager
+def _with_precision(precision: str # one of _PRECISIONS
+                  ) -> Iterator[None]:
+    "Within the block the networks work with fewer digits."
+    before, parts = _state["precision"], (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    parts = parts if precision == "tf32" else ()
+    kept = [part.fp32_precision for part in parts]
+    _state["precision"] = precision
+    for part in parts: part.fp32_precision = "tf32"
+    try: yield
+    finally:
+        _state["precision"] = before
+        for part, value in zip(parts, kept): part.fp32_precision = value
+
+class _Network(nn.Sequential):
+    "Layers in order, with the digits that are asked for; takes and returns what it would without."
+    def forward(self, x: Tensor) -> Tensor:
+        if _state["precision"] != "bfloat16": return super().forward(x)
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            return super().forward(x).to(x.dtype)
 
 # %% ../nbs/20_networks.ipynb #59435ac5
 def _mlp(sizes: Sequence[int] # layer widths, input first, e.g. (784, 500, 500)
-        ) -> nn.Sequential:   # Linear, ReLU, …, ends in ReLU
+        ) -> list[nn.Module]: # Linear, ReLU, …, ends in ReLU
     "Fully connected ReLU layers; the last width is followed by its ReLU too."
     require(len(sizes) > 1, "a network without hidden layers: name at least one width")
     require(all(n > 0 for n in sizes), f"layer widths must be positive, got {tuple(sizes)}")
-    layers = [layer for n, m in zip(sizes, sizes[1:]) for layer in (nn.Linear(n, m), nn.ReLU())]
-    return nn.Sequential(*layers)
+    return [layer for n, m in zip(sizes, sizes[1:]) for layer in (_Linear(n, m), nn.ReLU())]
 
 # %% ../nbs/20_networks.ipynb #556170dd
 def mlp_trunk(x_shape: Sequence[int],              # (C, H, W)
               hidden: Sequence[int] = (500, 500)   # widths; the last is the number of features
              ) -> nn.Sequential:                   # [B, C, H, W] -> [B, hidden[-1]]
     "The inference trunk φ(x): the last hidden layer is the feature vector."
-    return nn.Sequential(nn.Flatten(), *_mlp((math.prod(x_shape), *hidden)))
+    return _Network(nn.Flatten(), *_mlp((math.prod(x_shape), *hidden)))
 
 # %% ../nbs/20_networks.ipynb #856b34e4
 def mlp_decoder(z_dim: int,                        # latent dimensions Z
@@ -37,7 +125,7 @@ def mlp_decoder(z_dim: int,                        # latent dimensions Z
                 hidden: Sequence[int] = (500, 500) # widths, from the latent side on
                ) -> nn.Sequential:                 # [..., Z] -> [..., D]
     "The decoder: hidden ReLU layers and one linear layer to the pixels."
-    return nn.Sequential(*_mlp((z_dim, *hidden)), nn.Linear(hidden[-1], math.prod(x_shape)))
+    return _Network(*_mlp((z_dim, *hidden)), _Linear(hidden[-1], math.prod(x_shape)))
 
 # %% ../nbs/20_networks.ipynb #a65b69d5
 def _conv_widths(x_shape: Sequence[int], # (C, H, W), H = W, a power of two, at least 8
@@ -58,7 +146,7 @@ def conv_trunk(x_shape: Sequence[int], # (C, H, W)
     "Strided convolutions down to 4×4, then a linear layer to the features φ(x)."
     c = _conv_widths(x_shape, width)
     down = [layer for n, m in zip(c, c[1:]) for layer in (nn.Conv2d(n, m, 4, 2, 1), nn.ReLU())]
-    return nn.Sequential(*down, nn.Flatten(), nn.Linear(16 * c[-1], h_dim), nn.ReLU())
+    return _Network(*down, nn.Flatten(), _Linear(16 * c[-1], h_dim), nn.ReLU())
 
 # %% ../nbs/20_networks.ipynb #b4dd41e4
 class ConvDecoder(nn.Module):
@@ -70,8 +158,8 @@ class ConvDecoder(nn.Module):
         super().__init__()
         c = _conv_widths(x_shape, width)[::-1]
         up = [layer for n, m in zip(c, c[1:]) for layer in (nn.ReLU(), nn.ConvTranspose2d(n, m, 4, 2, 1))]
-        start = [nn.Linear(z_dim, h_dim), nn.ReLU(), nn.Linear(h_dim, 16 * c[0])]
-        self.net = nn.Sequential(*start, nn.Unflatten(1, (c[0], 4, 4)), *up)
+        start = [_Linear(z_dim, h_dim), nn.ReLU(), _Linear(h_dim, 16 * c[0])]
+        self.net = _Network(*start, nn.Unflatten(1, (c[0], 4, 4)), *up)
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L D"]:
         return self.net(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)

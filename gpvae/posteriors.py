@@ -138,6 +138,11 @@ class DiagonalGaussian(Posterior):
 
     def kl(self) -> Float[Tensor, "B"]: return gaussian_kl(self.mu, self.log_sigma)
 
+    def rsample_and_kl(self, S: int = 1, generator: torch.Generator|None = None
+                      ) -> tuple[Float[Tensor, "S B Z"], None, Float[Tensor, "B"]]:
+        eps = randn((S, *self.mu.shape), self.mu, generator)
+        return self.at(eps), None, self.kl() # the density is not needed
+
     def detach(self) -> "DiagonalGaussian":
         "The same, a constant to gradients."
         return DiagonalGaussian(self.mu.detach(), self.log_sigma.detach())

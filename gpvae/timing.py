@@ -17,7 +17,7 @@ from torch import Tensor
 
 # %% ../nbs/74_timing.ipynb #7ad2f3c9
 from .checks import require
-from .train import TrainConfig, adam, train_step
+from .train import Stepper, TrainConfig, adam
 from .vae import VAE, evaluating
 
 # %% ../nbs/74_timing.ipynb #5eba2256
@@ -54,8 +54,9 @@ def training_step(model: VAE,                  # is changed by the steps
                   n_train: int                 # N of the objective
                  ) -> Callable[[], Float[Tensor, "4"]]: # makes a step and returns its terms
     "A step as training makes it after the warm-ups, always with the same batch."
-    optimizer = adam(model.train(), config)
-    return lambda: train_step(model, optimizer, x, 1., n_train, config)
+    stepper = Stepper(model.train(), adam(model, config), x, "floats", config, n_train)
+    index = torch.arange(len(x), device=x.device)
+    return lambda: stepper(index)
 
 # %% ../nbs/74_timing.ipynb #51f62728
 def step_ms(model: VAE,                          # is changed by the steps

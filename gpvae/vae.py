@@ -21,7 +21,7 @@ from .posteriors import DiagonalGaussian, Posterior, log_normal
 class Encoder(nn.Module, ABC):
     "q(z|x) for a batch of images: write `forward`, the rest has defaults."
     needs_grad = False # does the posterior take gradients at test time?
-    noise_scale = 1.   # share of the encoder's own randomness, below 1 in a warm-up
+    noise_scale: float|Tensor = 1. # share of the encoder's own randomness, below 1 in a warm-up
 
     @abstractmethod
     def forward(self, x: Tensor, log_joint: "LogJoint|None" = None) -> Posterior:
@@ -55,7 +55,7 @@ class Encoder(nn.Module, ABC):
         "KL(q(W, U) ‖ p(W, U))/τ of the encoder's weights, nats for the whole training set."
         return torch.zeros((), device=next(self.parameters(), torch.empty(0)).device)
 
-    def objectives(self, model: "VAE", x: Tensor, beta: float = 1., n_samples: int = 1
+    def objectives(self, model: "VAE", x: Tensor, beta: float|Tensor = 1., n_samples: int = 1
                   ) -> Iterator[tuple[Float[Tensor, "B"], "ElboTerms"]]:
         "What a training step maximises, with the terms of the bound; a step of the optimiser follows each."
         terms = model.terms(x, n_samples)
@@ -93,12 +93,12 @@ class Wrapper(Encoder):
         return self.start.random
 
     @property
-    def noise_scale(self) -> float:
+    def noise_scale(self) -> float|Tensor:
         "That of the start, read and written through."
         return self.start.noise_scale
 
     @noise_scale.setter
-    def noise_scale(self, value: float) -> None:
+    def noise_scale(self, value: float|Tensor) -> None:
         self.start.noise_scale = value
 
     def phi(self, x: Tensor) -> Float[Tensor, "B H"]|None:
@@ -116,7 +116,7 @@ class ElboTerms(NamedTuple):
     log_px_z: Float[Tensor, "B"] # E_q log p(x|z)
     kl: Float[Tensor, "B"]       # KL(q(z|x) ‖ p(z))
 
-    def elbo(self, beta: float = 1. # weight of the KL; below 1 only during a warm-up
+    def elbo(self, beta: float|Tensor = 1. # weight of the KL; below 1 only during a warm-up
             ) -> Float[Tensor, "B"]:
         return self.log_px_z - beta * self.kl
 
@@ -205,7 +205,7 @@ class VAE(nn.Module):
         "The evidence lower bound, nats per image."
         return self.terms(x, n_samples, generator).elbo()
 
-    def objectives(self, x: Tensor, beta: float = 1., n_samples: int = 1
+    def objectives(self, x: Tensor, beta: float|Tensor = 1., n_samples: int = 1
                   ) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:
         "What a training step maximises, in order, with a step of the optimiser after each."
         yield from self.encoder.objectives(self, x, beta, n_samples)

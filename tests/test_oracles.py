@@ -297,12 +297,13 @@ def test_the_mean_trains_the_trunk_and_the_variance_does_not():
         assert gradient[f"{name}_var"] is None
 
 def test_folding_changes_no_function():
-    "In evaluation the standardisation is inside the weights: the same functions, with the same gradients."
+    "The standardisation is inside the weights, in training too: the same functions, with the same gradients."
     encoder, x = gp_encoder(features="standardised"), binary_images(6)
     encoder.train()(binary_images(50, seed=5))
     weights = tuple(p for p in encoder.parameters() if p.requires_grad)
-    fast = encoder.eval().functions(x)
-    for a, b in zip(fast, encoder.train().functions(x)):
+    phi, taken = encoder.trunk(x), encoder.functions(x)
+    for a, b, c in zip(encoder._folded(phi), encoder._unfolded(phi, phi), taken):
+        assert torch.equal(a, c)
         close(a, b, 1e-12)
         parts = [torch.autograd.grad(v.sum(), weights, allow_unused=True, retain_graph=True) for v in (a, b)]
         for g, h in zip(*parts):

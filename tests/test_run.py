@@ -85,7 +85,7 @@ def test_evaluation_that_was_cut_short_is_done_again(runs, monkeypatch):
 def test_hash_covers_specification_pixels_and_protocol(monkeypatch):
     base = spec_hash(SPEC, "pixels")
     others = [dict(dataset="mnist"), dict(method="gpvae"), dict(z_dim=5), dict(seed=1), dict(budget="cpu"), dict(likelihood="gaussian"), dict(n_train=100),
-              dict(binarisation="static"), dict(settings=()), dict(settings=(*SETTINGS, ("lr", 0.1)))]
+              dict(binarisation="static"), dict(settings=()), dict(settings=(*SETTINGS, ("lr", 0.1))), dict(settings=(*SETTINGS, ("precision", "bfloat16")))]
     hashes = [spec_hash(dataclasses.replace(SPEC, **o), "pixels") for o in others] + [spec_hash(SPEC, "other pixels")]
     with monkeypatch.context() as m:
         m.setattr("gpvae.study.spec.PROTOCOL", PROTOCOL + 1)
@@ -93,6 +93,7 @@ def test_hash_covers_specification_pixels_and_protocol(monkeypatch):
     assert len({base, *hashes}) == len(hashes) + 1 and len(base) == 12 and set(base) <= set("0123456789abcdef")
     assert {f.name for f in dataclasses.fields(SPEC)} == set().union(*others) # no field is forgotten here
     assert spec_hash(dataclasses.replace(SPEC, settings=SETTINGS[::-1]), "pixels") == base
+    assert spec_hash(dataclasses.replace(SPEC, settings=(*SETTINGS, ("precision", "float32"))), "pixels") == base
 
 def test_hash_covers_what_a_preset_says(monkeypatch):
     "A budget whose content changes, and a method's default, name other runs; how often a checkpoint is written does not."

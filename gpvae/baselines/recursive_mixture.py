@@ -40,7 +40,7 @@ def _held(*modules: nn.Module) -> Iterator[None]:
 def _component_objective(encoder: "RecursiveMixtureEncoder", model: VAE, x: Tensor,
                          q: DiagonalGaussian,     # of the component
                          Q: GaussianMixture|None, # before it, a constant; None for the first component
-                         beta: float,             # weight of the KL
+                         beta: float|Tensor,      # weight of the KL
                          n_samples: int           # of z
                         ) -> Float[Tensor, "B"]:  # nats
     "J_m of each image."
@@ -94,7 +94,7 @@ class RecursiveMixtureEncoder(Encoder):
         q, logit = self.parts(x)
         return mixture(q, recursive_log_pi(logit)) if len(q) > 1 else q[0]
 
-    def objectives(self, model: VAE, x: Tensor, beta: float = 1., n_samples: int = 1
+    def objectives(self, model: VAE, x: Tensor, beta: float|Tensor = 1., n_samples: int = 1
                   ) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:
         "The bound of the mixture and what the components are to do, in one; of a single component the bound."
         q, logit = self.parts(x)

@@ -57,7 +57,7 @@ def ascend(log_joint: LogJoint, q: DiagonalGaussian,
     return q
 
 # %% ../../nbs/50_semi_amortized.ipynb #8fba6c8e
-def _first_order(encoder: "SemiAmortized", model: VAE, x: Tensor, beta: float, n_samples: int
+def _first_order(encoder: "SemiAmortized", model: VAE, x: Tensor, beta: float|Tensor, n_samples: int
                 ) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:
     "The decoder's gradient at the refined posterior, the encoder's at the one that it proposed."
     log_joint = LogJoint(model, x)
@@ -124,7 +124,7 @@ class SemiAmortized(Wrapper):
         self.rank = choose("rank", rank, Uncertainty._fields)
         self.window = _Window() if start.random else None
 
-    def objectives(self, model: VAE, x: Tensor, beta: float = 1., n_samples: int = 1
+    def objectives(self, model: VAE, x: Tensor, beta: float|Tensor = 1., n_samples: int = 1
                   ) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:
         if self.second_order: yield from super().objectives(model, x, beta, n_samples)
         else: yield from _first_order(self, model, x, beta, n_samples)
