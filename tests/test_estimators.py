@@ -7,8 +7,8 @@ import torch
 
 from gpvae.checks import InputError
 from gpvae.evidence import Estimator
-from gpvae.study import likelihoods
-from gpvae.study.likelihoods import _best_width, _families, _growth, _grown, _main, _ms_to, _peak_rise, _rows_of
+from gpvae.study import estimators
+from gpvae.study.estimators import _best_width, _families, _growth, _grown, _main, _ms_to, _peak_rise, _rows_of
 from gpvae.study.run import run, run_folder
 from gpvae.study.spec import RunSpec
 from gpvae.study.store import Store
@@ -25,9 +25,9 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     "One small estimator of each family, and a short reference."
-    monkeypatch.setattr(likelihoods, "_REFERENCE", Estimator("curvature", 4, temperatures=10))
+    monkeypatch.setattr(estimators, "_REFERENCE", Estimator("curvature", 4, temperatures=10))
     made = {"IWAE, encoder": [Estimator("posterior", 2), Estimator("posterior", 200)], "annealing": [Estimator("curvature", 4, temperatures=3)]}
-    monkeypatch.setattr(likelihoods, "_families", lambda width: made)
+    monkeypatch.setattr(estimators, "_families", lambda width: made)
 
 def test_a_row_has_what_it_says(finished, few):
     rows = pd.DataFrame(_rows_of(finished, 6))
@@ -60,8 +60,8 @@ def test_a_size_is_changed_only_where_there_is_one():
     assert _grown(annealed, "images", 9) == annealed
 
 def test_growth_has_every_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(likelihoods, "_AXES", {"images": (2, 3), "samples": (5,), "temperatures": (2,), "latents": (2,)})
-    monkeypatch.setattr(likelihoods, "_GROWING", {"a": Estimator("posterior", 5), "b": Estimator("curvature", 2, temperatures=1)})
+    monkeypatch.setattr(estimators, "_AXES", {"images": (2, 3), "samples": (5,), "temperatures": (2,), "latents": (2,)})
+    monkeypatch.setattr(estimators, "_GROWING", {"a": Estimator("posterior", 5), "b": Estimator("curvature", 2, temperatures=1)})
     rows = pd.DataFrame(_growth())
     assert rows.groupby("axis").size().to_dict() == {"images": 4, "samples": 1, "temperatures": 1, "latents": 2} and (rows["seconds"] > 0).all()
     store = Store(tmp_path)
