@@ -94,7 +94,7 @@ def _ms_to(rows: pd.DataFrame,  # one family on one run
     return float(ms[i - 1] * (ms[i] / ms[i - 1])**part)
 
 # %% ../../nbs/92_estimators.ipynb #e8ea013b
-_AXES = {"images": (32, 64, 128, 256), "samples": (100, 300, 1000, 3000),
+_AXES = {"images": (4, 8, 16, 32), "samples": (100, 300, 1000, 3000),
          "temperatures": (10, 20, 40, 80), "latents": (10, 20, 50, 100, 200)}
 _GROWING = {"IWAE, encoder": Estimator("posterior", 1000),
             "IWAE, full covariance": Estimator("curvature", 100),
@@ -124,7 +124,7 @@ def _growth() -> list[dict]:
     found = []
     for axis, values in _AXES.items():
         for value in values:
-            n, z_dim = (value if axis == a else usual for a, usual in (("images", 64), ("latents", 20)))
+            n, z_dim = (value if axis == a else usual for a, usual in (("images", 4), ("latents", 20)))
             torch.manual_seed(0)
             encoder = AmortizedEncoder(mlp_trunk((1, 28, 28)), 500, z_dim)
             model = VAE(encoder, mlp_decoder(z_dim, (1, 28, 28)), Bernoulli())

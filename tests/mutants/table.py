@@ -254,8 +254,8 @@ MUTANTS = [
            "-e.rows(model.first_weight.shape[1])"),
     # annealed importance sampling
     Mutant("momentum against the gradient", "ais:leapfrog", "ais::test_leapfrog_keeps_the_energy_to_second_order",
-           "v + 0.5 * step * state.grad(beta)",
-           "v - 0.5 * step * state.grad(beta)"),
+           "v + 0.5 * step * times(",
+           "v - 0.5 * step * times("),
     Mutant("a gradient that is not turned", "ais:leapfrog", "ais::test_in_units_of_u_it_is_the_leapfrog_of_u",
            "bij,sbi->sbj",
            "bij,sbj->sbi"),
