@@ -17,12 +17,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from .ais import AISConfig, ais
 from .checks import check_kinds, choose, require
-from .data import check_pixels, to_float
+from .data import check_pixels
 from .iwae import evaluate
 from .optimum import Climb, best_gaussians
-from .posteriors import DiagonalGaussian, FullGaussian
 from .statistics import mean_error
-from .vae import VAE, evaluating
+from .vae import VAE
 
 # %% ../nbs/72_gap.ipynb #23ae9a05
 class Gaps(NamedTuple):
@@ -65,14 +64,6 @@ PARTS: dict[str, tuple[str, ...]] = { # part of the measurement -> fields of `Ga
 }
 
 # %% ../nbs/72_gap.ipynb #e3efa4c5
-def _searches_alike(model: VAE, x: Tensor, # an image
-                    binarisation: str, search: Climb, config: AISConfig) -> bool:
-    "Would annealing search for the same Gaussian?"
-    if config.start != "best" or search != Climb(family="full"): return False
-    with evaluating(model):
-        return isinstance(model.posterior(to_float(x, binarisation)), (DiagonalGaussian, FullGaussian))
-
-# %% ../nbs/72_gap.ipynb #1a0359ff
 def measure_gaps(model: VAE,
                  x: Tensor,                       # images, [N, C, H, W]
                  config: AISConfig = AISConfig(), # of the annealing
@@ -100,7 +91,7 @@ def measure_gaps(model: VAE,
         search, seed = replace(how, family=family), 3 * first + 1
         best = best_gaussians(model, x, search, binarisation, samples, batch_size, seed, tell[family])
         found |= zip(PARTS[family], (best.bound.double().cpu().numpy(), best.converged.cpu().numpy()))
-        if _searches_alike(model, x[:1], binarisation, search, config): q0 = best.q
+        if family == "full" and config.start == "best": q0 = best.q
     if "annealed" in parts:
         index = range(first, first + len(x))
         r = ais(model, x, config, binarisation, index, path=path, progress=tell["annealed"], q0=q0)

@@ -7,6 +7,7 @@ __all__ = ['iwae', 'ess', 'RunningWeights', 'PerImage', 'estimate_batch', 'evalu
 
 # %% ../nbs/32_iwae.ipynb #36a7ea4c
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 import torch
 from jaxtyping import Float
@@ -60,10 +61,11 @@ def estimate_batch(model: VAE, x: Float[Tensor, "B C H W"],
                    k: int,                    # importance samples
                    rows: int|None = None,     # samples times images decoded at a time; None: what suits
                    inflation: float = 1.,     # multiplies the variances of the proposal
-                   generator: torch.Generator|None = None
+                   generator: torch.Generator|None = None,
+                   q: Posterior|None = None   # the proposal; None: the encoder's posterior
                   ) -> PerImage:
     "Estimates for one batch: encode once, then chunks of samples."
-    q = model.posterior(x)
+    q = model.posterior(x) if q is None else q
     if inflation != 1: q = q.inflate(inflation)
     rows = rows or default_rows(x.device)
     running, S = RunningWeights(len(x), x.device), max(1, max(rows, DRAWN_ROWS) // len(x))
@@ -76,7 +78,8 @@ def evaluate(model: VAE, x: Tensor,           # [N, C, H, W], uint8, or floats i
              k: int = 100,                 # importance samples per image
              binarisation: str = "static", # "static"; "none" for grey and colour pixels; "floats"
              batch_size: int = 64, rows: int|None = None, inflation: float = 1., seed: int = 0,
-             progress = None               # called with the number of images done
+             progress = None,              # called with the number of images done
+             proposal: Callable|None = None # model, batch -> Posterior; None: the encoder's
             ) -> PerImage:                 # on the CPU, float64
     "IWAE-k, ELBO and effective sample size of every image, in evaluation mode, under seeded noise."
     check_pixels(x, binarisation)
@@ -89,8 +92,10 @@ def evaluate(model: VAE, x: Tensor,           # [N, C, H, W], uint8, or floats i
     usable = 0 < inflation < math.inf
     require(usable, f"the proposal's variance inflation is {inflation}: it must be positive and finite")
     generator, parts = torch.Generator(x.device).manual_seed(int(seed)), []
-    with evaluating(model):
+    with evaluating(model, gradients=proposal is not None):
         for part in x.split(int(batch_size)):
-            parts.append(estimate_batch(model, to_float(part, binarisation), k, rows, inflation, generator))
+            batch = to_float(part, binarisation)
+            q = proposal and proposal(model, batch)
+            parts.append(estimate_batch(model, batch, k, rows, inflation, generator, q))
             if progress: progress(len(part))
     return PerImage(*(torch.cat(column).cpu() for column in zip(*parts)))

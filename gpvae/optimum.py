@@ -152,8 +152,7 @@ class Search:
 # %% ../nbs/34_optimum.ipynb #7e5f7944
 def ascended(log_joint: LogJoint, start: Parameters, how: Climb) -> tuple[Parameters, Bool[Tensor, "B"]]:
     "The best parameters of every image, and which have converged."
-    allowed = not torch.is_inference_mode_enabled()
-    require(allowed, "no gradient steps in inference mode: evaluate under torch.no_grad()")
+    log_joint.check_gradients()
     search = Search(log_joint, start, how)
     for first in range(0, how.steps, how.every):
         live = search.live()

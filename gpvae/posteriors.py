@@ -163,6 +163,15 @@ class FullGaussian(Posterior):
 
     def __post_init__(self): _check_parts(self, 2, L=lambda B, Z: (B, Z, Z))
 
+    @classmethod
+    def of_precision(cls, mu: Float[Tensor, "B Z"],
+                     precision: Float[Tensor, "B Z Z"] # Λ, symmetric positive definite
+                    ) -> "FullGaussian":
+        "N(mu, Λ⁻¹)."
+        C = torch.linalg.cholesky(precision.flip(-2, -1))
+        eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device).expand_as(C)
+        return cls(mu, torch.linalg.solve_triangular(C.mT, eye, upper=True).flip(-2, -1))
+
     @property
     def mean(self) -> Float[Tensor, "B Z"]: return self.mu
 

@@ -12,15 +12,13 @@ from torch import Tensor
 from .checks import check_kinds, require
 from .data import check_pixels, to_float
 from .posteriors import Posterior
-from .vae import VAE, Encoder, LogJoint, Wrapper, evaluating
+from .vae import VAE, Encoder, LogJoint, Wrapper, _bounds
 
 # %% ../nbs/59_step.ipynb #d1ddc963
-@torch.enable_grad()
 def _gradient_at_mean(log_joint: LogJoint, q: Posterior
                     ) -> Float[Tensor, "B Z"]:   # nats per unit of z
     "The gradient of each image's log p(x, z) at the posterior mean."
-    z = q.mean.detach()[None].requires_grad_()
-    return torch.autograd.grad(log_joint(z).sum(), z)[0][0]
+    return log_joint.gradient(q.mean[None])[0]
 
 # %% ../nbs/59_step.ipynb #1f8a7fb2
 class NaturalStep(Wrapper):
@@ -37,8 +35,7 @@ class NaturalStep(Wrapper):
     def forward(self, x: Tensor, log_joint: LogJoint) -> Posterior:
         q = self.start(x, log_joint)
         if self.training: return q
-        allowed = not torch.is_inference_mode_enabled()
-        require(allowed, "no gradient in inference mode: evaluate under torch.no_grad()")
+        log_joint.check_gradients()
         for _ in range(self.steps):
             q = q.moved(_gradient_at_mean(log_joint, q), self.factor)
         return q
@@ -49,10 +46,8 @@ _FACTORS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.)
 @torch.no_grad()
 def _bound_at(model: VAE, x: Tensor, binarisation: str, samples: int) -> float: # nats per image
     "Mean bound under noise that is the same for every factor."
-    generator = torch.Generator(x.device).manual_seed(0)
-    with evaluating(model):
-        parts = [model.elbo(to_float(part, binarisation), samples, generator) for part in x.split(500)]
-    return torch.cat(parts).mean().item()
+    batches = (to_float(part, binarisation) for part in x.split(500))
+    return _bounds(model, batches, samples).mean().item()
 
 def _with_step(model: VAE, factor: float, steps: int) -> VAE:
     "The model with its steps, training or not as it was."

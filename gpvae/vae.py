@@ -8,7 +8,7 @@ __all__ = ['DRAWN_ROWS', 'Encoder', 'AmortizedEncoder', 'Wrapper', 'ElboTerms', 
 
 # %% ../nbs/30_vae.ipynb #22fdccdb
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 import torch
@@ -121,6 +121,21 @@ class ElboTerms(NamedTuple):
         return self.log_px_z - beta * self.kl
 
 # %% ../nbs/30_vae.ipynb #d85f14ab
+def _pull_back(f: Callable,                    # z -> [S, B, …]
+               z: Float[Tensor, "S B Z"],
+               slope: Callable = torch.ones_like, # f(z) -> the derivative by f(z), of its shape
+               what: str = "log p(x|z)"        # for the message
+              ) -> tuple[Float[Tensor, "S B *f"], Float[Tensor, "S B Z"]]:
+    "f(z), and by the chain rule the gradient of what is made of it, from one forward and one backward pass."
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        y = f(z)
+    grad = torch.autograd.grad(y, z, slope(y.detach()), allow_unused=True)[0] if y.requires_grad else None
+    require(grad is not None, f"{what} does not depend differentiably on z: its gradient is needed, "
+            "use a decoder, likelihood and posterior that autograd can follow")
+    return y.detach(), grad
+
+# %% ../nbs/30_vae.ipynb #6869e83f
 class LogJoint(NamedTuple):
     "z ↦ log p(x, z) for a batch of images: what an encoder that looks at the decoder is handed."
     model: "VAE"
@@ -129,6 +144,15 @@ class LogJoint(NamedTuple):
     def __call__(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         "log p(x, z), nats."
         return self.model.log_joint(self.x, z)
+
+    def check_gradients(self) -> None:
+        "Raise `InputError` where no gradient can be taken."
+        allowed = not torch.is_inference_mode_enabled()
+        require(allowed, "no gradient steps in inference mode: evaluate under torch.no_grad()")
+
+    def gradient(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
+        "Its gradient in z, each sample's own."
+        return self.model.log_px_z_and_gradient(self.x, z, value=False)[1] - z
 
     def bound(self, q: Posterior,                    # a Gaussian, diagonal or full
               eps: Float[Tensor, "S #B Z"],          # standard normal noise
@@ -155,6 +179,19 @@ class VAE(nn.Module):
     def log_px_z(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         "log p(x|z), nats."
         return self.likelihood.log_px_z(self.decoder(z), x.flatten(1))
+
+    def log_px_z_and_gradient(self, x: Tensor, z: Float[Tensor, "S B Z"],
+                              value: bool = True # False: the gradient alone
+                             ) -> tuple[Float[Tensor, "S B"]|None, Float[Tensor, "S B Z"]]:
+        "log p(x|z), nats, and its gradient in z; both are constants."
+        if not hasattr(self.likelihood, "score"): return _pull_back(lambda z: self.log_px_z(x, z), z)
+        x = x.flatten(1)
+        def score(eta: Tensor) -> Tensor:
+            drawn, pixels = eta.shape[-1], x.shape[-1]
+            require(drawn == pixels, f"an image has {pixels} pixels, the decoder draws {drawn}")
+            return self.likelihood.score(eta, x)
+        eta, grad = _pull_back(self.decoder, z, score)
+        return self.likelihood.log_px_z(eta, x).detach() if value else None, grad
 
     def log_joint(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         "log p(x, z), nats."
@@ -255,3 +292,14 @@ def evaluating(model: nn.Module,      # a VAE
         with quiet(), flushed_denormals(): yield
     finally:
         for part, training in before: part.training = training
+
+# %% ../nbs/30_vae.ipynb #8d6f2ce3
+def _bounds(model: VAE,
+            batches: Iterable[Tensor],     # of images as the model sees them
+            n_samples: int = 10,
+            seed: int = 0                  # of the noise
+           ) -> Float[Tensor, "N"]:        # nats
+    "ELBO of each image in evaluation mode, under fixed noise."
+    generator = torch.Generator(model.first_weight.device).manual_seed(seed)
+    with evaluating(model):
+        return torch.cat([model.elbo(x, n_samples, generator) for x in batches])

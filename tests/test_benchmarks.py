@@ -14,7 +14,7 @@ from gpvae.data import prepare_splits, to_float
 from gpvae.files import read_json, write_json
 from gpvae.iwae import estimate_batch
 from gpvae.study import benchmarks
-from gpvae.study.benchmarks import (_GROUPS, _TARGETS, _Contender, _Ratio, Sizes, _annealing_rows, _epoch_seconds, _epochs_on_gpu, _images, _iwae_contenders,
+from gpvae.study.benchmarks import (_GROUPS, _TARGETS, _Contender, _Ratio, Sizes, _epoch_seconds, _epochs_on_gpu, _images, _iwae_contenders,
                                     _iwae_products, _linear_sizes, _model_of, _our_step, _Plain, _plain_iwae, _plain_step, _profile, _spec_of,
                                     _step_contenders, _step_products, _target_row, annealing, _annealing_report, benchmark, _profile_table, ratio, report,
                                     _take_turns, _targets_table, _times_table)
@@ -236,7 +236,7 @@ def test_every_row_of_the_job_is_counted(finished, monkeypatch):
     spec, data = run_images(finished)
     splits = prepare_splits(data, spec.binarisation)
     ais(model, splits.test[:5], BRIEF, splits.eval_binarisation)
-    assert sum(seen) == _annealing_rows(5, BRIEF)
+    assert sum(seen) == 5 * BRIEF.rows()
 
 def test_a_job_that_cannot_be(finished, tmp_path, capsys):
     with pytest.raises(InputError, match="^images is 2 and jobs 3: at least two images, and one per process$"): annealing(finished, 2, BRIEF, 3)

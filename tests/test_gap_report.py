@@ -99,7 +99,7 @@ def test_rounding():
 # --- chunks ----------------------------------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def short_pilot(monkeypatch): monkeypatch.setattr(annealing, "PILOT_TEMPERATURES", 3)
+def short_pilot(monkeypatch): monkeypatch.setattr(annealing, "_PILOT_TEMPERATURES", 3)
 
 def toy():
     x = (255 * (torch.rand(11, 1, 4, 4, generator=seeded()) < 0.5)).byte()
@@ -131,7 +131,7 @@ def shown(tmp_path_factory):
     "The folder of a report on two short runs, with its page."
     folder = tmp_path_factory.mktemp("gaps")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annealing, "PILOT_TEMPERATURES", 3)
+        patch.setattr(annealing, "_PILOT_TEMPERATURES", 3)
         patch.setenv("GPVAE_RUNS", str(folder / "runs"))
         patch.setitem(BUDGETS, "smoke", Settings(n_train=200, n_valid=50, n_test=50, hidden=(16,), epochs=2))
         for method in ("vae", "gpvae"): run(RunSpec("digits", method, 10), folder / "runs", "cpu", bar=False)

@@ -3,11 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.vlae import _Gram, LaplaceEncoder, covariance_factor, _layers_of, laplace, linearise, newton_step, precision
+from gpvae.baselines.vlae import _Gram, LaplaceEncoder, _layers_of, laplace, linearise, newton_step, precision
 from gpvae.checks import InputError
 from gpvae.iwae import estimate_batch
 from gpvae.likelihoods import LIKELIHOODS
 from gpvae.networks import ConvDecoder, mlp_decoder, mlp_trunk
+from gpvae.posteriors import FullGaussian
 from gpvae.vae import VAE, LogJoint
 from toys import F64, LinearGaussian, assert_positive, binary_images, perturb, seeded
 
@@ -117,7 +118,7 @@ def test_short_steps_climb_the_joint(likelihood):
 def test_factor_of_the_covariance():
     A = torch.randn(5, 4, 6, generator=seeded(), dtype=F64)
     Lambda = torch.eye(4, dtype=F64) + A @ A.mT
-    L = covariance_factor(Lambda)
+    L = FullGaussian.of_precision(torch.zeros(5, 4, dtype=F64), Lambda).L
     close(L @ L.mT, torch.linalg.inv(Lambda))
     assert torch.equal(L, L.tril()) and (L.diagonal(dim1=1, dim2=2) > 0).all()
 

@@ -145,8 +145,7 @@ class SemiAmortized(Wrapper):
 
     def refined(self, log_joint: LogJoint, q: DiagonalGaussian) -> DiagonalGaussian:
         "The posterior λ_k after the steps."
-        allowed = not torch.is_inference_mode_enabled()
-        require(allowed, "no gradient steps in inference mode: evaluate under torch.no_grad()")
+        log_joint.check_gradients()
         B, generator = len(q.mu), None
         if not self.training: B, generator = 1, torch.Generator(q.mu.device).manual_seed(_SEED)
         noise = [antithetic(self.inner_samples, B, q.mu, generator) for _ in range(self.steps)]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 # %% ../../nbs/90_benchmarks.ipynb #d0319faf
-from ..ais import PILOT_CHAINS, PILOT_REPEATS, PILOT_TEMPERATURES, AISConfig, ais
+from ..ais import AISConfig, ais
 from ..checks import choose, require
 from ..data import data_root, load, prepare_splits, to_float
 from ..files import commit, peak_mb, pick_device, read_json, write_json
@@ -435,11 +435,6 @@ def _machine(device: torch.device, threads: int) -> dict:
             "wait_policy": policy, "torch": torch.__version__, "commit": commit()}
 
 # %% ../../nbs/90_benchmarks.ipynb #87f3b1f5
-def _annealing_rows(images: int, config: AISConfig) -> int: # rows of the decoder, with gradient
-    "Evaluations of a whole job, the pilot's among them."
-    transitions = config.chains * config.temperatures + PILOT_CHAINS * PILOT_TEMPERATURES * PILOT_REPEATS
-    return images * (transitions * config.leapfrog_steps + config.chains + PILOT_CHAINS)
-
 def _annealing_products(model: VAE, rows: int) -> Callable[[], None]:
     "The products of one evaluation with gradient: y = h Wᵀ and dh = dy W of every layer."
     layers, device = _linear_sizes(model.decoder), torch.device("cpu")
@@ -485,7 +480,7 @@ def annealing(folder: Path,                    # of a finished run
     else:
         with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
             shares = list(pool.map(_anneal_share, *calls))
-    seconds, rows = max(s["seconds"] for s in shares), _annealing_rows(images, config)
+    seconds, rows = max(s["seconds"] for s in shares), images * config.rows()
     row_us, product_us = 1e6 * seconds / rows * jobs, float(np.mean([s["product_us"] for s in shares]))
     numbers = {k: [round(v, 4) for s in shares for v in s[k]] for k in ("log_px", "ess")}
     about = {"machine": found, "images": images, "jobs": jobs, "config": asdict(config)}

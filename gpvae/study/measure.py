@@ -32,7 +32,7 @@ from .run import load_model, run_images
 from .spec import settings_text
 from ..timing import milliseconds, posterior_ms
 from ..uncertainty import SHIFTS, leverage, scores
-from ..vae import VAE, evaluating
+from ..vae import VAE, _bounds, evaluating
 
 # %% ../../nbs/82_measure.ipynb #37703d46
 @dataclass(frozen=True)
@@ -328,17 +328,6 @@ def refit_heads(model: VAE,                  # its encoder has heads b and c
             optimizer.step()
     return model.requires_grad_(False)
 
-# %% ../../nbs/82_measure.ipynb #cc7ccce0
-def _bound_of(model: VAE,
-              x: Float[Tensor, "N C H W"],   # images
-              n_samples: int = 10,
-              seed: int = 0                  # of the noise
-             ) -> Float[Tensor, "N"]:        # nats
-    "ELBO of each image in evaluation mode, under fixed noise."
-    generator = torch.Generator(x.device).manual_seed(seed)
-    with evaluating(model):
-        return torch.cat([model.elbo(part, n_samples, generator) for part in x.split(500)])
-
 # %% ../../nbs/82_measure.ipynb #30181247
 def doubt(model: VAE,
           x: Float[Tensor, "N C H W"]  # images
@@ -365,7 +354,8 @@ def refit_rows(folder: Path,     # of a finished run
     of_run = {"spec": folder.name, "method": spec.method, "seed": spec.seed, "settings": settings}
     for part, name, fitted, judged in cases:
         judged = judged[:n]
-        before, after = (_bound_of(m, judged) for m in (model, refit_heads(model, fitted, part, epochs)))
+        refitted = refit_heads(model, fitted, part, epochs)
+        before, after = (_bounds(m, judged.split(500)) for m in (model, refitted))
         won = after - before
         error = won.std() / len(won)**0.5
         found = {"before": before.mean().item(), "won": won.mean().item(), "error": error.item()}

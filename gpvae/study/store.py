@@ -25,7 +25,8 @@ from .run import COLUMNS, RunResult
 from .spec import RunSpec, settings_of, settings_text
 
 # %% ../../nbs/83_store.ipynb #c5902784
-_KEYS = {"runs": ["spec"], "modes": ["spec", "mode"], "gaps": ["spec"], "refit": ["spec", "part", "fitted"]}
+_KEYS = {"runs": ["spec"], "modes": ["spec", "mode"], "gaps": ["spec"], "refit": ["spec", "part", "fitted"],
+         "likelihoods": ["spec", "family", "size"], "growth": ["family", "axis", "value"]}
 _ORDER = ["dataset", "budget", "n_train", "method", "z_dim", "seed", "settings"]
 _TEXT = dict.fromkeys(["spec", "commit", "settings", "checksum"], str)
 
@@ -112,6 +113,8 @@ class Store:
     def modes(self) -> pd.DataFrame: return _read_table(self.folder / "modes.csv")
     def gaps(self) -> pd.DataFrame: return _read_table(self.folder / "gaps.csv")
     def refits(self) -> pd.DataFrame: return _read_table(self.folder / "refit.csv")
+    def likelihoods(self) -> pd.DataFrame: return _read_table(self.folder / "likelihoods.csv")
+    def growth(self) -> pd.DataFrame: return _read_table(self.folder / "growth.csv")
 
     def images(self, rows: pd.DataFrame) -> dict[str, Float[np.ndarray, "n"]]: # by `<spec>_<elbo|iwae>`, nats
         "Numbers of the images of runs, where they are kept."
@@ -143,6 +146,14 @@ class Store:
     def keep_refits(self, rows: list[dict[str, object]]) -> None:
         "Save refitted last layers, instead of older rows of the same runs."
         with self._writing(): self._keep_rows("refit", rows)
+
+    def keep_likelihoods(self, rows: list[dict[str, object]]) -> None:
+        "Save what estimators cost and lack, instead of older rows of the same runs."
+        with self._writing(): self._keep_rows("likelihoods", rows)
+
+    def keep_growth(self, rows: list[dict[str, object]]) -> None:
+        "Save how time and memory grow."
+        with self._writing(): self._keep_rows("growth", rows)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ RESULTS = [("digits", "smoke", "digits"), ("static_mnist", "cpu", "static_mnist"
 def test_every_table_has_its_checksum_and_no_file_is_unknown():
     sums = dict(line.split("  ")[::-1] for line in (STORE.folder / "SHA256SUMS").read_text().splitlines())
     tables = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in STORE.folder.glob("*.csv")}
-    assert sums == tables and set(tables) == {"runs.csv", "modes.csv", "gaps.csv", "refit.csv"}
+    assert sums == tables and set(tables) == {"runs.csv", "modes.csv", "gaps.csv", "refit.csv", "likelihoods.csv"}
     known = {f"{r.dataset}-{r.budget}-{r.n_train}" for r in ROWS.itertuples()} | {f"gaps-{r.dataset}-{r.budget}" for r in GAPS.itertuples()}
     assert {p.stem for p in (STORE.folder / "images").glob("*.npz")} <= known | {"portrait"} # the numbers behind the picture of the front page
 

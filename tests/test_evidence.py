@@ -1,0 +1,124 @@
+"log p(x) to a tolerance: errors that hold against exact answers, the cheapest estimator that will do, noise that the choice has not seen, and words where nothing will do."
+import math
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from gpvae import evidence
+from gpvae.checks import InputError
+from gpvae.evidence import Estimator, _ladder, _reference, log_likelihood
+from gpvae.optimum import Climb
+from gpvae.posteriors import DiagonalGaussian
+from gpvae.vae import VAE
+from toys import F64, Z, Call, LinearGaussian, bernoulli_model, binary_images, seeded
+
+class Unit(LinearGaussian):
+    "The linear-Gaussian model on images within [0, 1]."
+    def unit(self, n): return self.images(n).clamp(0, 1)
+    def off(self, x): return self.rough(x, shift=0.8, width=0.4)
+
+class NoCurvature(nn.Module):
+    "Gaussian pixels of a likelihood that states its value alone."
+    def __init__(self, likelihood):
+        super().__init__()
+        self.of = likelihood
+
+    def log_px_z(self, eta, x): return self.of.log_px_z(eta, x)
+    def sample(self, eta, generator=None): return self.of.sample(eta, generator)
+
+@pytest.fixture
+def short(monkeypatch):
+    "References of few temperatures, and short searches: the model is linear."
+    monkeypatch.setattr(evidence, "_TEMPERATURES", (8, 16))
+    monkeypatch.setattr("gpvae.ais.Climb", partial(Climb, steps=100))
+
+def found(model, x, *args, **options):
+    with torch.no_grad(): return log_likelihood(model, x, *args, binarisation="floats", **options)
+
+def test_within_the_tolerance_of_the_exact_answer(short):
+    lg = Unit(); x = lg.unit(60)
+    r = found(lg.model(lg.off), x, 0.1)
+    assert r.reached and r.error <= 0.1 and abs((r.log_px - lg.log_px(x)).mean()) < 0.1
+    assert list(r.tried)[-1] == r.estimator and all(error > 0.1 for e, error in r.tried.items() if e != r.estimator)
+    assert r.log_px.dtype == F64 and r.log_px.shape == (60,)
+
+@pytest.mark.parametrize("curved", [True, False])
+def test_no_error_is_reported_below_what_an_estimator_lacks(curved, short):
+    "Every estimator of the ladder, against the exact answer on other images; with and without a curvature."
+    lg = Unit(); x = lg.unit(200)
+    model = lg.model(lg.off)
+    if not curved: model = VAE(model.encoder, model.decoder, NoCurvature(model.likelihood)).double()
+    with torch.no_grad():
+        reference = _reference(model, x[:40], "floats", 0.1, "curvature" if curved else "best", 1)
+        for e, error in evidence._tried(model, x[:40], "floats", reference, 2):
+            lack = lg.log_px(x) - e(model, x, "floats", 3)
+            assert lack.mean() < error + 3 * lack.std() / 40**0.5 + 0.02, e
+            if e.proposal != "posterior": break
+    assert {e.proposal for e in _ladder(model)} == ({"posterior", "curvature", "best"} if curved else {"posterior", "best"})
+
+def test_the_reference_of_a_bent_model_is_no_better_than_it_says():
+    "Against importance sampling with very many samples, on a model of binary pixels."
+    model, x = bernoulli_model(Call(lambda x: DiagonalGaussian(x.new_zeros(len(x), 2), x.new_zeros(len(x), 2)))), binary_images(24)
+    with torch.no_grad():
+        many = Estimator("posterior", 10_000)(model, x, "floats")
+        r = _reference(model, x, "floats", 0.2, "curvature", 1)
+    assert math.isfinite(r.error) and (many - r.log_px).mean() < r.error + 0.05
+
+def test_the_cheapest_is_tried_first():
+    model = Unit().model(None)
+    rows = [e.rows(Z) for e in _ladder(model)]
+    assert rows == sorted(rows) and _ladder(model)[0] == Estimator("posterior", 100)
+    assert Estimator("curvature", 30).rows(20) < Estimator("best", 30).rows(20) < Estimator("best", 8, temperatures=10).rows(20)
+
+def test_an_exact_encoder_is_enough(short):
+    lg = Unit(orthogonal=True); x = lg.unit(40)
+    r = found(lg.model(lambda x: lg.rough(x, shift=0., width=1.)), x, 0.1)
+    assert r.estimator == Estimator("posterior", 100) and len(r.tried) == 1
+    torch.testing.assert_close(r.log_px, lg.log_px(x))
+
+def test_the_seed_decides_and_the_choice_has_noise_of_its_own(short, monkeypatch):
+    lg, seeds = Unit(), []
+    model, x = lg.model(lg.off), lg.unit(20)
+    a, b, other = (found(model, x, 2., seed=s) for s in (3, 3, 4))
+    assert torch.equal(a.log_px, b.log_px) and a.tried == b.tried and not torch.equal(a.log_px, other.log_px)
+    call = Estimator.__call__
+    monkeypatch.setattr(Estimator, "__call__", lambda self, model, x, kind, seed, *rest: seeds.append(seed) or call(self, model, x, kind, seed, *rest))
+    found(model, x, 2., seed=3)
+    *before, last = seeds
+    assert last == 3 and last not in before and len(set(before)) == 2 # of the reference, and of what is tried
+
+def test_words_where_nothing_will_do(short, monkeypatch):
+    model, x = bernoulli_model(Call(lambda x: DiagonalGaussian(x.new_ones(len(x), 2), x.new_zeros(len(x), 2)))), binary_images(10)
+    monkeypatch.setattr(evidence, "_ladder", lambda model: [Estimator("posterior", 10), Estimator("posterior", 20)])
+    with pytest.warns(UserWarning, match="^no estimator is known to reach 0.0001 nats: the mean may be too low by "):
+        r = found(model, x, 1e-4)
+    assert not r.reached and r.error > 1e-4 and r.estimator == Estimator("posterior", 20)
+
+def test_a_reference_that_is_not_sure_is_enough_for_nothing(monkeypatch):
+    lg = Unit(); x = lg.unit(10)
+    monkeypatch.setattr(evidence, "_reference", lambda model, x, *rest: evidence._Reference(lg.log_px(x), 0.5))
+    monkeypatch.setattr(evidence, "_ladder", lambda model: [Estimator("curvature", 30)])
+    with pytest.warns(UserWarning, match="0.5 of them because annealing itself is not sure$"): assert not found(lg.model(lg.off), x, 0.1).reached
+
+def test_a_faulty_estimate_is_no_success(short, monkeypatch):
+    "NaN compares as nothing: it must not pass for a small error."
+    lg = Unit(); x = lg.unit(10)
+    monkeypatch.setattr(Estimator, "__call__", lambda self, model, x, *rest: torch.full((len(x),), math.nan))
+    monkeypatch.setattr(evidence, "_reference", lambda model, x, *rest: evidence._Reference(lg.log_px(x), 0.))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        r = found(lg.model(lg.off), x)
+    assert not r.reached and r.error == math.inf
+
+def test_bad_input():
+    lg = Unit()
+    model, x = lg.model(lg.off), lg.unit(4)
+    for options, words in (({"tolerance": 0.}, "tolerance is 0"), ({"pilot": 1}, "pilot is 1"), ({"tolerance": math.nan}, "tolerance is nan")):
+        with pytest.raises(InputError, match=words): found(model, x, **options)
+    with pytest.raises(InputError, match="images is 1"): found(model, x[:1])
+    with pytest.raises(InputError, match="pixels are float64"), warnings.catch_warnings(): log_likelihood(model, x)
+    with pytest.raises(InputError, match="proposal 'curvatur' is unknown"): Estimator("curvatur")
+    with pytest.raises(InputError, match="proposal 'prior' is unknown"): Estimator("prior")
