@@ -333,6 +333,8 @@ _OWN = { # settings that the authors of a family leave open, the preset first
 _TRIES = {m: [*own, {"weight_decay": 0.1}, {"weight_decay": 0.4}] for m, own in _OWN.items()}
 _FINALS = { # {}: the preset
     "gpvae": [{}, {"prior_scale": 0.3}, {"temperature": 0.3}],
+    "vae-dropout": [{}, {"weight_decay": 0.1}],
+    "me-3":  [{}, {"floor": 0.3}],
 }
 _HALF = {"milestones": (25., 30., 35.), "n_test": 500, "epochs": 40, "kl_warmup": 20} # as long as the budget
 
