@@ -1199,6 +1199,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'gpvae.train._ramp': ('train.html#_ramp', 'gpvae/train.py'),
                              'gpvae.train._restore_optimizer': ('train.html#_restore_optimizer', 'gpvae/train.py'),
                              'gpvae.train._run_epoch': ('train.html#_run_epoch', 'gpvae/train.py'),
+                             'gpvae.train._shown': ('train.html#_shown', 'gpvae/train.py'),
                              'gpvae.train._with_dreams': ('train.html#_with_dreams', 'gpvae/train.py'),
                              'gpvae.train.active_units': ('train.html#active_units', 'gpvae/train.py'),
                              'gpvae.train.adam': ('train.html#adam', 'gpvae/train.py'),

@@ -270,8 +270,7 @@ class GPEncoder(Encoder):
     def functions(self, x: Tensor) -> RandomFunctions:
         "Mean and variance of f and g at each image; changes nothing."
         phi = self.trunk(x)
-        if self._foldable: return self._folded(phi)
-        return self._unfolded(phi, self._seen(x, phi))
+        return self._folded(phi) if self._foldable else self._unfolded(phi, self._seen(x, phi))
 
     def mixture(self, x: Tensor, seed: int = 210203151 # not a seed of any evaluation
                ) -> GaussianMixture:

@@ -402,6 +402,12 @@ def _run_epoch(trainer: Trainer, stepper: Stepper, bar: tqdm
     return recorded.mean(0)
 
 # %% ../nbs/60_train.ipynb #eedda428
+def _shown(valid: dict[str, float], stepper: Stepper) -> dict[str, object]:
+    "What the bar says of an epoch, and of a step that is not recorded."
+    said = dict(bound=f"{valid['elbo']:.2f}", kl=f"{valid['kl']:.1f}", active=valid["active"])
+    return said | ({"eager": stepper.why} if stepper.why else {})
+
+# %% ../nbs/60_train.ipynb #727ed5fc
 def train(model: VAE,                            # moved to its device already
           x_train: Tensor,                       # [N, C, H, W], uint8, on the model's device
           x_valid: Tensor,                       # [M, C, H, W], likewise
@@ -438,8 +444,7 @@ def train(model: VAE,                            # moved to its device already
             trainer.history.append(found | _prefixed("valid_", valid))
             trainer.keep_best()
             trainer.save(force=trainer.finished())
-            shown = dict(bound=f"{valid['elbo']:.2f}", kl=f"{valid['kl']:.1f}", active=valid["active"])
-            show.set_postfix(shown | ({"eager": stepper.why} if stepper.why else {}))
+            show.set_postfix(_shown(valid, stepper))
     model.load_state_dict(trainer.best)
     return trainer
 
