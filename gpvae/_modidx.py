@@ -458,6 +458,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'gpvae.networks._Product': ('networks.html#_product', 'gpvae/networks.py'),
                                 'gpvae.networks._Product.backward': ('networks.html#_product.backward', 'gpvae/networks.py'),
                                 'gpvae.networks._Product.forward': ('networks.html#_product.forward', 'gpvae/networks.py'),
+                                'gpvae.networks._asked': ('networks.html#_asked', 'gpvae/networks.py'),
                                 'gpvae.networks._conv_widths': ('networks.html#_conv_widths', 'gpvae/networks.py'),
                                 'gpvae.networks._mkl_is_slow': ('networks.html#_mkl_is_slow', 'gpvae/networks.py'),
                                 'gpvae.networks._mlp': ('networks.html#_mlp', 'gpvae/networks.py'),

@@ -49,6 +49,15 @@ def _product(x: Float[Tensor, "B I"], W: Float[Tensor, "O I"], b: Float[Tensor, 
     return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
 
 # %% ../nbs/20_networks.ipynb #35c4ee19
+def _asked(node) -> bool: # of the graph, or None
+    "Is a gradient asked for in this backward pass?"
+    ask = getattr(torch._C, "_will_engine_execute_node", None)
+    if node is None or ask is None: return node is not None
+    try: return ask(node)
+    except RuntimeError: # of a leaf the engine says only so that it is asked for
+        return True
+
+# %% ../nbs/20_networks.ipynb #2a4e038a
 class _Product(torch.autograd.Function):
     "`_product` with its derivatives, which have derivatives too."
     @staticmethod
@@ -62,7 +71,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx, dy: Float[Tensor, "B O"]) -> tuple[Tensor|None, Tensor|None, Tensor|None]:
         "Of x, W and b, where they are asked for."
         x, W = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
+        nodes = [node for node, _ in ctx.next_functions] + [None] # the last for a layer without b
+        wanted = [can and _asked(node) for can, node in zip(ctx.needs_input_grad, nodes)]
         again = torch.is_grad_enabled()
         times = (lambda a, b: _Product.apply(a, b, None)) if again else _product
         return (times(dy, W.T) if wanted[0] else None, times(dy.T, x.T) if wanted[1] else None,

@@ -46,6 +46,17 @@ def test_the_layer_is_pytorchs_with_its_gradients(detour, shape, bias):
     assert detour and found[0].shape == (*shape, SIZES[1]) and len(found) == len(expected)
     for a, b in zip(found, expected): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * b.abs().max().item() + 1e-9)
 
+def test_a_gradient_in_the_input_alone_makes_none_of_the_weights(detour):
+    "Three products with the weights' gradient, two without, for leaves and for what is computed."
+    layer, x = pair()[0], torch.randn(7, SIZES[0], requires_grad=True)
+    for inputs, products in (([x], 2), ([x, layer.weight], 3), ([layer.weight], 2)):
+        detour.clear()
+        torch.autograd.grad(layer(x).sum(), inputs)
+        assert len(detour) == products
+    detour.clear()
+    layer(x).sum().backward()
+    assert len(detour) == 3 and layer.weight.grad is not None and layer.bias.grad is not None
+
 def test_without_gradients_and_in_inference_mode_it_is_the_same(detour):
     layer, usual = pair()
     x = torch.randn(7, SIZES[0])

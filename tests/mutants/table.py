@@ -653,6 +653,9 @@ MUTANTS = [
     Mutant("rows of older protocols", "study/store:_Places.__call__", "store::test_two_rows_of_one_seed_are_one_and_the_later_protocol_counts",
            'if self.columns["protocol"][p] == latest',
            ""),
+    Mutant("gradients of weights that nobody asks for", "networks:_Product.backward", "networks::test_a_gradient_in_the_input_alone_makes_none_of_the_weights",
+           "can and _asked(node)",
+           "can"),
     # claims
     Mutant("a claim that one interval below zero does not refute", "study/claims:_Comparison.verdict", "claims::test_a_claim_holds_above_all_rivals_and_fails_below_one",
            '"fails" if high < 0 else "not told apart"',
