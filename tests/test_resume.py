@@ -17,8 +17,8 @@ from gpvae.study.spec import RunSpec
 from gpvae.train import load_checkpoint
 
 KILLS = 10
-EPOCHS = 12
-SETTINGS = (("epochs", EPOCHS), ("hidden", (50, 50)), ("k", 40), ("checkpoint_seconds", 0.1))
+EPOCHS = 30
+SETTINGS = (("epochs", EPOCHS), ("hidden", (50, 50)), ("k", 40), ("checkpoint_seconds", 0.02))
 SPEC = RunSpec(method="gpvae", z_dim=5, n_train=400, binarisation="stochastic", settings=SETTINGS) # everything that is random, and running moments
 COMMAND = ["--method", "gpvae", "--z_dim", "5", "--n_train", "400", "--binarisation", "stochastic",
            "--device", "cpu", "--quiet", *(w for k, v in SETTINGS for w in ("--set", f"{k}={v}"))] # the same run
