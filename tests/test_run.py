@@ -1,6 +1,7 @@
 "From a specification to a row: what is written, what is reused, what names a run."
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from gpvae.data import load, prepare_splits
 from gpvae.files import read_json, read_tensors, write_json
 from gpvae.iwae import evaluate
 from gpvae.study.commands import run_command
-from gpvae.study.run import COLUMNS, RunResult, load_model, read_spec, run, run_images, runs_root, time_run
-from gpvae.study.spec import (BUDGETS, METHODS, PROTOCOL, RunSpec, Settings, check_spec, load_images, method_options, parse_setting, settings_of, spec_hash,
+from gpvae.study.run import COLUMNS, RunResult, _components, load_model, read_spec, run, run_images, runs_root, time_run
+from gpvae.study.spec import (BUDGETS, METHODS, PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images, method_options, parse_setting, settings_of, spec_hash,
                               train_config)
 
 SETTINGS = (("epochs", 3), ("hidden", (16, 16)), ("n_test", 50), ("k", 5), ("kl_warmup", 1))
@@ -310,3 +311,15 @@ def test_runs_folder(monkeypatch, tmp_path):
     assert runs_root() == tmp_path and runs_root("/elsewhere").as_posix() == "/elsewhere"
     monkeypatch.delenv("GPVAE_RUNS")
     assert not str(runs_root()).startswith(os.getcwd())
+
+def test_a_mixture_says_how_it_uses_its_components():
+    "Of some hundred images; other posteriors are asked for one image alone and say nothing."
+    x, asked = (255 * (torch.rand(600, 1, 8, 8) < 0.5)).byte(), []
+    def found(method):
+        model = build_model(RunSpec(method=method, z_dim=3, likelihood="bernoulli", settings=(("hidden", (8, 8)),)), (1, 8, 8)).eval()
+        model.encoder.register_forward_pre_hook(lambda module, args: asked.append(len(args[0])))
+        return _components(model, x, "static")
+    equal = found("me-3")
+    assert equal["weights"] == "0.333 0.333 0.333" and 0 <= equal["information"] < math.log(3) and asked == [1, 500]
+    asked.clear()
+    assert found("vae") == {"weights": None, "information": None} and asked == [1]

@@ -97,11 +97,10 @@ class RecursiveMixtureEncoder(Encoder):
     def objectives(self, model: VAE, x: Tensor, beta: float|Tensor = 1., n_samples: int = 1
                   ) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:
         "The bound of the mixture and what the components are to do, in one; of a single component the bound."
-        q, logit = self.parts(x)
-        if len(q) == 1:
-            terms = model.terms_of(q[0], x, n_samples)
-            yield terms.elbo(beta), terms
+        if len(self.components) == 1:
+            yield from super().objectives(model, x, beta, n_samples)
             return
+        q, logit = self.parts(x)
         terms = model.terms_of(mixture(q, recursive_log_pi(logit)), x, n_samples)
         before = [None, *(_so_far(q[:m], logit[:m - 1]) for m in range(1, len(q)))]
         J = [_component_objective(self, model, x, *pair, beta, n_samples) for pair in zip(q, before)]

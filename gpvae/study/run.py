@@ -183,8 +183,10 @@ def _evaluate_modes(model: VAE, x: Tensor, binarisation: str, k: int) -> dict[st
 
 def _components(model: VAE, x: Tensor, binarisation: str) -> dict[str, object]:
     "Mean weights of a mixture, and the nats that a latent tells of its component; None for other posteriors."
-    with evaluating(model): q = model.posterior(to_float(x[:500], binarisation))
-    if not isinstance(q, GaussianMixture): return dict(weights=None, information=None)
+    with evaluating(model):
+        q = model.posterior(to_float(x[:1], binarisation)) # others may be dear
+        if not isinstance(q, GaussianMixture): return dict(weights=None, information=None)
+        q = model.posterior(to_float(x[:500], binarisation))
     weights = " ".join(f"{w:.3f}" for w in q.log_pi.exp().mean(1).tolist())
     generator = torch.Generator(x.device).manual_seed(0)
     return dict(weights=weights, information=separation(q, 100, generator).mean().item())
