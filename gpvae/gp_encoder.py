@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .checks import choose, require
-from .posteriors import DiagonalGaussian, GaussianMixture, randn
+from .posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, randn
 from .vae import Encoder
 
 # %% ../nbs/40_gp_encoder.ipynb #c75b2853
@@ -206,32 +206,65 @@ class RandomFunctions(NamedTuple):
     f_var: Float[Tensor, "B Z"]  # Var f(x)
     g_mean: Float[Tensor, "B Z"] # E g(x)
     g_var: Float[Tensor, "B Z"]  # Var g(x)
+    unit: Float[Tensor, "B Z Z"]|None = None # I + T(x) of a correlated posterior
 
     def marginal_var(self) -> Float[Tensor, "B Z"]:
         "Var z under the marginal posterior."
-        return self.f_var + torch.exp(2 * (self.g_mean + self.g_var))
+        squares = 1. if self.unit is None else self.unit.square().sum(-1)
+        return self.f_var + torch.exp(2 * (self.g_mean + self.g_var)) * squares
+
+    def marginal_root(self) -> Float[Tensor, "B Z Z"]:
+        "The Cholesky factor of Cov z under the marginal posterior of a correlated encoder."
+        L = torch.exp(self.g_mean + 0.5 * self.g_var)[..., None] * self.unit
+        rest = self.marginal_var() - L.square().sum(-1)
+        return torch.linalg.cholesky(L @ L.mT + torch.diag_embed(rest))
 
     def uncertainty(self) -> Uncertainty:
         "The process's variance at each image, raw and relative to the posterior variance."
-        return Uncertainty(self.f_var.sum(-1), self.g_var.sum(-1), (self.f_var / self.marginal_var()).sum(-1))
+        if self.unit is None: precision = 1 / self.marginal_var()
+        else: precision = torch.cholesky_inverse(self.marginal_root()).diagonal(dim1=-2, dim2=-1)
+        return Uncertainty(self.f_var.sum(-1), self.g_var.sum(-1), (self.f_var * precision).sum(-1))
+
+    def _gaussian(self, f: Float[Tensor, "B Z"], g: Float[Tensor, "B Z"]) -> DiagonalGaussian|FullGaussian:
+        "q(z|x, f, g)."
+        if self.unit is None: return DiagonalGaussian(f, g)
+        return FullGaussian(f, g.exp()[..., None] * self.unit)
 
     def draw(self, generator: torch.Generator|None = None,
              scale: float|Tensor = 1. # of the noise; below 1 in a warm-up of the randomness
-            ) -> DiagonalGaussian:
+            ) -> DiagonalGaussian|FullGaussian:
         "q(z|x, f, g) for one draw of f and g per image, the posterior of training."
         def noisy(mean: Tensor, var: Tensor) -> Tensor:
             return mean + var.clamp(min=1e-30).sqrt() * (scale * randn(mean.shape, mean, generator))
-        return DiagonalGaussian(noisy(self.f_mean, self.f_var), noisy(self.g_mean, self.g_var))
+        return self._gaussian(noisy(self.f_mean, self.f_var), noisy(self.g_mean, self.g_var))
 
-    def at_mean(self) -> DiagonalGaussian:
+    def at_mean(self) -> DiagonalGaussian|FullGaussian:
         "q(z|x) with the weights at their posterior means."
-        return DiagonalGaussian(self.f_mean, self.g_mean)
+        return self._gaussian(self.f_mean, self.g_mean)
 
-    def marginal(self) -> DiagonalGaussian:
+    def marginal(self) -> DiagonalGaussian|FullGaussian:
         "The Gaussian with the exact first two moments of ∫ q(z|x, W, U) q(W, U)."
+        if self.unit is not None: return FullGaussian(self.f_mean, self.marginal_root())
         return DiagonalGaussian(self.f_mean, 0.5 * self.marginal_var().log())
 
+# %% ../nbs/40_gp_encoder.ipynb #69778445
+class _UnitFactor(nn.Linear):
+    "I + T from φ, T strictly lower triangular and zero at the start."
+    def __init__(self, h_dim: int, z_dim: int):
+        super().__init__(h_dim, z_dim * (z_dim - 1) // 2)
+        for p in self.parameters(): nn.init.zeros_(p)
+        self.register_buffer("below", torch.tril_indices(z_dim, z_dim, -1), persistent=False)
+        self.register_buffer("eye", torch.eye(z_dim), persistent=False)
+
+    def forward(self, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B Z Z"]:
+        t = super().forward(phi)
+        image = torch.arange(len(t), device=t.device)[:, None]
+        return self.eye.to(t.dtype).expand(len(t), -1, -1).index_put((image, *self.below), t)
+
 # %% ../nbs/40_gp_encoder.ipynb #62ae7d88
+_MODES = ("mean", "marginal", "mixture") # posteriors of test time
+
+# %% ../nbs/40_gp_encoder.ipynb #cd7237fa
 class GPEncoder(Encoder):
     "q(z|x) with random mean f(x) and log standard deviation g(x) (Kim & Pavlovic 2021)."
     def __init__(self, trunk: nn.Module,             # x -> φ(x), [B, H]; any network
@@ -244,12 +277,13 @@ class GPEncoder(Encoder):
                  temperature: float = 1.,            # τ: power of the pseudo-likelihood
                  mode: str = "marginal",             # test-time posterior: "mean", "marginal", "mixture"
                  n_mixture: int = 10,                # components of "mixture"
-                 own_features: bool = False):        # a second trunk for the kernel
+                 own_features: bool = False,         # a second trunk for the kernel
+                 correlated: bool = False):          # a full covariance of q(z|x, f, g)
         super().__init__()
         for name, value in dict(h_dim=h_dim, z_dim=z_dim, prior_scale=prior_scale, temperature=temperature,
                                 n_mixture=n_mixture).items():
             require(value > 0, f"{name} is {value}: it must be positive")
-        self.mode = choose("test-time mode", mode, ("mean", "marginal", "mixture"))
+        self.mode = choose("test-time mode", mode, _MODES[:2] if correlated else _MODES)
         self.trunk, self.kernel_trunk = trunk, copy.deepcopy(trunk) if own_features else None
         kinds = _OWN_FEATURES if own_features else _FEATURES
         self.features = kinds[choose("features", features, kinds)](h_dim)
@@ -257,6 +291,7 @@ class GPEncoder(Encoder):
         sizes = h_dim, z_dim, covariance, prior_scale, learn_prior_scale
         self.W, self.U = RandomLinear(*sizes), RandomLinear(*sizes)
         self.temperature, self.n_mixture, self.noise_scale = temperature, n_mixture, 1.
+        self.T = _UnitFactor(h_dim, z_dim) if correlated else None
         self._foldable = (features, covariance, own_features) == ("standardised", "diagonal", False)
 
     @property
@@ -265,12 +300,12 @@ class GPEncoder(Encoder):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        return ("mean", "marginal", "mixture") if self.random else ()
+        return (_MODES if self.T is None else _MODES[:2]) if self.random else ()
 
     def functions(self, x: Tensor) -> RandomFunctions:
         "Mean and variance of f and g at each image; changes nothing."
         phi = self.trunk(x)
-        return self._folded(phi) if self._foldable else self._unfolded(phi, self._seen(x, phi))
+        return self._functions(phi, self._seen(x, phi))
 
     def mixture(self, x: Tensor, seed: int = 210203151 # not a seed of any evaluation
                ) -> GaussianMixture:
@@ -281,13 +316,12 @@ class GPEncoder(Encoder):
         log_pi = psi.new_full((K, len(psi)), -math.log(K))
         return GaussianMixture(self.b(phi) + psi @ W.mT, self.c(phi) + psi @ U.mT, log_pi)
 
-    def forward(self, x: Tensor, log_joint=None) -> DiagonalGaussian|GaussianMixture:
+    def forward(self, x: Tensor, log_joint=None) -> DiagonalGaussian|FullGaussian|GaussianMixture:
         if self.training:
             phi = self.trunk(x)
             seen = self._seen(x, phi)
             self.features.update(seen)
-            functions = self._folded(phi) if self._foldable else self._unfolded(phi, seen)
-            return functions.draw(scale=self.noise_scale)
+            return self._functions(phi, seen).draw(scale=self.noise_scale)
         if self.mode == "mixture": return self.mixture(x)
         return self.functions(x).at_mean() if self.mode == "mean" else self.functions(x).marginal()
 
@@ -307,6 +341,10 @@ class GPEncoder(Encoder):
     def _seen(self, x: Tensor, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
         "The features that the kernel is made of."
         return phi if self.kernel_trunk is None else self.kernel_trunk(x)
+
+    def _functions(self, phi: Float[Tensor, "B H"], seen: Float[Tensor, "B H"]) -> RandomFunctions:
+        found = self._folded(phi) if self._foldable else self._unfolded(phi, seen)
+        return found if self.T is None else found._replace(unit=self.T(phi))
 
     def _unfolded(self, phi: Float[Tensor, "B H"], seen: Float[Tensor, "B H"]) -> RandomFunctions:
         b, c, psi = self.b(phi), self.c(phi), self.features(seen)

@@ -16,7 +16,7 @@ from toys import F64, assert_positive, binary_images, perturb, seeded
 
 SHAPE = (1, 4, 4)
 VARIANTS = [{"covariance": "full"}, {"features": "layernorm"}, {"features": "raw"}, {"mode": "mean"}, {"mode": "mixture"},
-            {"learn_prior_scale": True, "temperature": 5.}, {"own_features": True}]
+            {"learn_prior_scale": True, "temperature": 5.}, {"own_features": True}, {"correlated": True}]
 SMALL = {"flow_width": 8} # as small as the trunk
 SHORT = {"svi": {"steps": 50}} # what is promised holds on the way too
 CASES = [(method, SHORT.get(method, {})) for method in METHODS] + [("gpvae", options) for options in VARIANTS] + [("rme-3", {"greed": 2.}), ("full", {"rank": 1}), ("gpvae+sa-2", {"refine": 0.5}), ("svi", {"family": "full"} | SHORT["svi"])]

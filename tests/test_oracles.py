@@ -368,6 +368,24 @@ def test_marginal_moments_are_those_of_the_mixture():
             assert_zero((z - q.mu)[:, i, j], 4.5)
             assert_zero(((z - q.mu).square() - torch.exp(2 * q.log_sigma))[:, i, j], 4.5)
 
+def test_marginal_covariance_of_a_correlated_encoder_is_that_of_its_draws():
+    "And its doubt goes by the precision, which is never below one over the variance."
+    encoder, x, K = gp_encoder(z_dim=3, correlated=True).eval(), binary_images(2), 200_000
+    phi, r, q = encoder.trunk(x), encoder.functions(x), encoder(x)
+    b, c, psi, unit = encoder.b(phi), encoder.c(phi), encoder.features(phi), encoder.T(phi)
+    assert (unit.diagonal(dim1=1, dim2=2) == 1).all() and (unit.triu(1) == 0).all() and unit.tril(-1).abs().max() > 0.1
+    f, g = b + psi @ encoder.W.sample(K, seeded(0)).mT, c + psi @ encoder.U.sample(K, seeded(1)).mT
+    noise = torch.randn(f.shape, generator=seeded(2), dtype=F64)
+    off = f + g.exp() * torch.einsum("bij,kbj->kbi", unit, noise) - q.mean
+    cov, products = q.L @ q.L.mT, off[..., :, None] * off[..., None, :]
+    for i in range(2):
+        for j in range(3):
+            for k in range(3): assert_zero((products - cov)[:, i, j, k], 4.5)
+    close(r.marginal_var(), cov.diagonal(dim1=1, dim2=2))
+    relative = (r.f_var * torch.linalg.inv(cov).diagonal(dim1=1, dim2=2)).sum(1)
+    close(r.uncertainty().f_relative, relative)
+    assert ((r.f_var / r.marginal_var()).sum(1) < relative).all() and (relative < 3).all()
+
 def test_mixture_components_are_draws_of_the_functions():
     encoder = gp_encoder(n_mixture=20_000, mode="mixture").eval()
     x = binary_images(2)

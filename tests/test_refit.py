@@ -8,7 +8,7 @@ from torch import nn
 
 from gpvae.gp_encoder import GPEncoder
 from gpvae.study.measure import doubt, refit_heads, refit_rows
-from gpvae.study.run import run
+from gpvae.study.run import load_model, run
 from gpvae.study.spec import RunSpec
 from gpvae.study.store import Store
 from gpvae.vae import VAE, AmortizedEncoder, Encoder, _bounds
@@ -92,6 +92,9 @@ def test_rows_of_a_run(folders, tmp_path):
     rows = pd.DataFrame(refit_rows(folders[1], n=100, epochs=2))
     assert list(rows["part"]) == ["biases", "heads", "heads", "heads"] and list(rows["fitted"]) == ["training images", "training images", "test images", "other test images"]
     assert (rows["doubt"] > 0).all() and (rows["images"] == 100).all() and rows.loc[1, "won"] > 0 and rows.loc[0, "before"] == rows.loc[1, "before"]
+    encoder = load_model(folders[1]).encoder
+    weights = sum((1 - torch.exp(2 * layer.cov.log_scale)).sum().item() for layer in (encoder.W, encoder.U)) # α and τ are 1
+    assert rows["predicted"].to_numpy() == pytest.approx(weights / (2 * 1300))
 
 def test_refits_are_kept_once(folders, tmp_path):
     store, rows = Store(tmp_path), [refit_rows(f, n=50, epochs=1) for f in folders]

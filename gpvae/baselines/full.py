@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..checks import require
+from ..gp_encoder import _UnitFactor
 from ..posteriors import FullGaussian, Posterior, gaussian_kl, log_normal, randn
 from ..vae import Encoder
 
@@ -27,19 +28,16 @@ class FullEncoder(Encoder):
         require(0 <= rank <= z_dim, f"rank is {rank}: choose from 0 (a whole factor) to z_dim, {z_dim}")
         self.trunk, self.b, self.c = trunk, nn.Linear(h_dim, z_dim), nn.Linear(h_dim, z_dim)
         self.rank, self.z_dim = rank, z_dim
-        self.T = nn.Linear(h_dim, z_dim * rank if rank else z_dim * (z_dim - 1) // 2)
+        self.T = nn.Linear(h_dim, z_dim * rank) if rank else _UnitFactor(h_dim, z_dim)
+        if not rank: return
         nn.init.zeros_(self.T.bias)
-        if rank: nn.init.normal_(self.T.weight, std=0.1 / math.sqrt(h_dim * rank))
-        else: nn.init.zeros_(self.T.weight)
-        self.register_buffer("below", torch.tril_indices(z_dim, z_dim, -1), persistent=False)
+        nn.init.normal_(self.T.weight, std=0.1 / math.sqrt(h_dim * rank))
 
     def forward(self, x: Tensor, log_joint=None) -> "FullGaussian|LowRankGaussian":
         phi = self.trunk(x)
         mu, log_sigma, t = self.b(phi), self.c(phi), self.T(phi)
         if self.rank: return LowRankGaussian(mu, log_sigma, t.unflatten(1, (self.z_dim, self.rank)))
-        unit = torch.eye(self.z_dim, dtype=t.dtype, device=t.device).expand(len(t), -1, -1)
-        unit = unit.index_put((torch.arange(len(t), device=t.device)[:, None], *self.below), t)
-        return FullGaussian(mu, log_sigma.exp()[..., None] * unit)
+        return FullGaussian(mu, log_sigma.exp()[..., None] * t)
 
 # %% ../../nbs/57_full.ipynb #09002e06
 @dataclass(frozen=True)

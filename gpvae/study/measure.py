@@ -23,7 +23,7 @@ from ..checks import check_kinds, choose, require
 from ..data import ImageSet, binarise_fixed, data_root, load, prepare_splits, split_seed, to_float
 from ..files import locked, pick_device, read_arrays, write_arrays
 from ..gap import PARTS, WIDTHS, iwae_by_width, measure_gaps
-from ..gp_encoder import Uncertainty
+from ..gp_encoder import GPEncoder, Uncertainty
 from ..iwae import evaluate
 from ..optimum import Climb
 from ..posteriors import DiagonalGaussian
@@ -338,6 +338,13 @@ def doubt(model: VAE,
         return 0. if u is None else u.nats.mean().item()
 
 # %% ../../nbs/82_measure.ipynb #21d522b5
+def _predicted_doubt(model: VAE, n_train: int) -> float: # nats per image; 0 where nothing is random
+    "The doubt that the number of weights and images fixes."
+    if not isinstance(model.encoder, GPEncoder): return 0.
+    gamma = model.encoder.W.effective() + model.encoder.U.effective()
+    return gamma.item() / (2 * model.encoder.temperature * n_train)
+
+# %% ../../nbs/82_measure.ipynb #338e7de3
 def refit_rows(folder: Path,     # of a finished run
                n: int = 2000,    # images that judge, or as many as there are
                epochs: int = 40  # passes over the images
@@ -359,6 +366,6 @@ def refit_rows(folder: Path,     # of a finished run
         won = after - before
         error = won.std() / len(won)**0.5
         found = {"before": before.mean().item(), "won": won.mean().item(), "error": error.item()}
-        found |= {"doubt": doubt(model, judged)}
+        found |= {"doubt": doubt(model, judged), "predicted": _predicted_doubt(model, len(train))}
         rows.append(of_run | {"part": part, "fitted": name, "images": len(won)} | found)
     return rows
