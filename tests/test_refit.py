@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gpvae.gp_encoder import GPEncoder
-from gpvae.study.measure import doubt, refit_heads, refit_rows
+from gpvae.study.measure import _doubt, refit_heads, refit_rows
 from gpvae.study.run import load_model, run
 from gpvae.study.spec import RunSpec
 from gpvae.study.store import Store
@@ -72,11 +72,11 @@ def test_doubt_is_what_a_draw_costs_near_the_best_gaussian():
     x, encoder = toy.images(2000), model.encoder
     with torch.no_grad():
         for weights in (encoder.W, encoder.U): weights.cov.log_scale.fill_(math.log(0.03))
-    assert doubt(exact_model()[1], x) == 0
+    assert _doubt(exact_model()[1], x) == 0
     r = encoder.eval().functions(x)
     log_sigma = 0.5 * toy.cov.diagonal().log()
     cost = (0.5 * (r.f_var / torch.exp(2 * log_sigma)).sum(1) + r.g_var.sum(1)).mean().item()
-    assert 0.01 < cost == pytest.approx(doubt(model, x), rel=0.1)
+    assert 0.01 < cost == pytest.approx(_doubt(model, x), rel=0.1)
     encoder.mode = "mean"
     at_mean = _bounds(model, x.split(500), 40)
     encoder.train(); torch.manual_seed(0)

@@ -15,7 +15,7 @@ from gpvae.data import load, prepare_splits
 from gpvae.files import read_json, read_tensors, write_json
 from gpvae.iwae import evaluate
 from gpvae.study.commands import run_command
-from gpvae.study.run import COLUMNS, RunResult, _components, load_model, read_spec, run, run_images, runs_root, time_run
+from gpvae.study.run import COLUMNS, RunResult, _components, load_model, read_spec, run, run_images, runs_root, time_run, widen_run
 from gpvae.study.spec import (BUDGETS, METHODS, PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images, method_options, parse_setting, settings_of, spec_hash,
                               train_config)
 
@@ -29,14 +29,43 @@ def without_times(metrics): return {k: v for k, v in metrics.items() if k not in
 def test_row_and_numbers_of_each_image(runs, method):
     r = go(runs, method=method)
     m = r.metrics
-    assert set(COLUMNS) <= set(m) and read_json(r.folder / "metrics.json") == m
+    written = read_json(r.folder / "metrics.json")
+    assert set(COLUMNS) <= set(m) and written | {k: m[k] for k in ("width", "iwae_widened")} == m and written["width"] is None
     asked = dict(dataset="digits", method=method, z_dim=4, seed=0, likelihood="bernoulli", budget="smoke", n_train=200, binarisation="fixed", iwae_k=5, epochs=3, protocol=PROTOCOL, inflation=1, checksum=load("digits").checksum[:12])
     assert {k: m[k] for k in asked} == asked and m["spec"] == r.folder.name
     assert -64 < m["elbo"] < m["iwae"] < 0 and 1 <= m["ess"] <= 5 and 0 <= m["active_units"] <= 4 and m["train_seconds"] > 0 and m["peak_mb"] > 50
-    assert all(v.shape == (50,) and v.dtype == torch.float32 and v.isfinite().all() for v in r.per_image.values())
+    assert len(r.per_image) >= 4 and all(v.shape == (50,) and v.dtype == torch.float32 and v.isfinite().all() for v in r.per_image.values())
     for name in ("elbo", "iwae", "ess"): assert m[name] == pytest.approx(r.per_image[name].double().mean().item(), rel=1e-5)
     assert m["iwae_se"] == pytest.approx(r.per_image["iwae"].double().std().item() / 50**0.5, rel=1e-5)
-    assert {p.name for p in r.folder.iterdir()} - {".lock"} == {"spec.json", "checkpoint.safetensors", "metrics.json", "per_image.safetensors"}
+    assert {p.name for p in r.folder.iterdir()} - {".lock"} == {"spec.json", "checkpoint.safetensors", "metrics.json", "per_image.safetensors", "widened.safetensors"}
+
+def test_width_of_the_proposal_is_chosen_on_validation_images(runs, monkeypatch):
+    "By IWAE of the first 200; judged on test images, beside the same noise. A run that asks for a width is left alone."
+    r = go(runs)
+    model, splits = load_model(r.folder), prepare_splits(load_images(SPEC)[1], "fixed")
+    tried = {w: evaluate(model, splits.valid[:200], 5, inflation=w).iwae.mean() for w in (1., 1.4, 2., 3., 4.5)}
+    assert r.metrics["width"] == max(tried, key=tried.get)
+    seen, path = [], r.folder / "widened.safetensors"
+    def by_width(model, x, k, binarisation, widths):
+        seen.append(x)
+        return {w: torch.full((len(x),), -abs(w - 3)).numpy() for w in widths}
+    before = path.read_bytes()
+    path.unlink()
+    assert RunResult.open(r.folder).metrics["width"] is None
+    monkeypatch.setattr("gpvae.study.run.iwae_by_width", by_width)
+    widen_run(r.folder, "cpu")
+    assert len(seen) == 1 and torch.equal(seen[0], splits.valid[:200])
+    wide, m = evaluate(model, splits.test[:50], 5, inflation=3.).iwae, RunResult.open(r.folder)
+    assert m.metrics["width"] == 3 and torch.equal(wide.float(), m.per_image["iwae_widened"])
+    assert m.metrics["iwae_widened"] == pytest.approx(wide.mean().item(), abs=1e-4) and m.metrics["iwae"] == r.metrics["iwae"]
+    widen_run(r.folder, "cpu") # is there already
+    asked = go(runs, settings=(*SETTINGS, ("inflation", 2.)))
+    widen_run(asked.folder, "cpu")
+    assert len(seen) == 1 and asked.metrics["width"] is None and not (asked.folder / path.name).exists()
+    path.unlink()
+    monkeypatch.undo()
+    widen_run(r.folder, "cpu")
+    assert path.read_bytes() == before
 
 def test_uncertainty_of_each_image_is_kept(runs):
     r = go(runs, method="gpvae")

@@ -694,6 +694,8 @@ def _quantities(s: _Shown) -> list[_Quantity]:
     one = s.rows.iloc[0]
     iwae = f"IWAE-{one['iwae_k']}"
     found = [_Quantity("ELBO", s.rows, s.images, "elbo"), _Quantity(iwae, s.rows, s.images, "iwae")]
+    widened = s.rows.dropna(subset=["iwae_widened"]) if "iwae_widened" in s.rows else s.rows.iloc[:0]
+    if len(widened): found.append(_Quantity(f"{iwae}, chosen width", widened, s.images, "iwae_widened"))
     wider = _inflated(s)
     wider = wider[wider["inflation"] != one["inflation"]]
     for factor, rows in wider.groupby("inflation"):
@@ -714,12 +716,19 @@ def _bits(q: _Quantity, x_dim: int) -> dict[str, str]: # Markdown, by method
     said = {m: f"{bits_per_dim(v, x_dim):.3f}" for m, v in means.items()}
     return {m: f"**{text}**" if m in best else text for m, text in said.items()}
 
+def _with_width(rows: pd.DataFrame, texts: dict[str, str]) -> dict[str, str]: # Markdown, by method
+    "Numbers with the factors on the variances of the proposal that validation images chose."
+    factors = {m: sorted(set(g["width"])) for m, g in rows.groupby("method")}
+    return {m: f"{text} (× {' or '.join(f'{w:g}' for w in factors[m])})" for m, text in texts.items()}
+
 def _marked_columns(s: _Shown) -> dict[str, dict[str, str]]: # label -> method -> Markdown
     "Columns of a page of one number of latent dimensions; those of a density in bits for each pixel too."
     columns, quantities = {}, _quantities(s)
-    for q in quantities: columns[q.label] = _marked(q.rows, q.images, q.column)
+    for q in quantities:
+        columns[q.label] = _marked(q.rows, q.images, q.column)
+        if q.column == "iwae_widened": columns[q.label] |= _with_width(q.rows, columns[q.label])
     grey = s.rows["likelihood"].iloc[0] != "bernoulli" and _x_dim(s.rows)
-    best = next(q for q in reversed(quantities) if q.column == "iwae")
+    best = next(q for q in reversed(quantities) if q.column.startswith("iwae"))
     return columns | ({f"{best.label}, bits per dimension": _bits(best, _x_dim(s.rows))} if grey else {})
 
 def _marks(s: _Shown) -> str: # Markdown

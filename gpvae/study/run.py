@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'TIMES', 'runs_root', 'read_spec', 'run_images', 'RunResult', 'run_folder', 'is_finished', 'load_model',
-           'run', 'time_run']
+           'widen_run', 'run', 'time_run']
 
 # %% ../../nbs/81_run.ipynb #3e3b5db5
 import os
@@ -22,6 +22,7 @@ from ..dreams import held
 from ..files import commit, device_name, locked, open_folder, peak_mb, pick_device
 from ..files import read_json, read_tensors, reading, write_json, write_tensors
 from ..gp_encoder import GPEncoder
+from ..gap import iwae_by_width
 from ..iwae import PerImage, evaluate
 from .spec import (PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images,
                               parent_of, settings_of, settings_text, spec_hash, train_config, trained_of)
@@ -37,7 +38,7 @@ COLUMNS = (
     "elbo", "iwae", "iwae_k", "iwae_se", "ess", "active_units", "train_seconds", "epoch_seconds",
     "infer_ms_batch", "infer_ms_one", "peak_mb", "device", "torch", "commit", "protocol", "spec",
     "step_ms", "valid_elbo", "best_epoch", "epochs", "kl", "inflation", "settings", "checksum",
-    "weights", "information",
+    "weights", "information", "width", "iwae_widened",
 )
 
 # %% ../../nbs/81_run.ipynb #094cc409
@@ -118,12 +119,23 @@ def _read_times(folder: Path, device: str) -> dict[str, float]:
     return {name: times[name] for name in TIMES}
 
 # %% ../../nbs/81_run.ipynb #b397f86c
+_WIDENED, _OF_WIDTH = "widened.safetensors", ("width", "iwae_widened")
+
+def _read_widened(folder: Path) -> tuple[float|None, Tensor|None]:
+    "The chosen width of the proposal and IWAE of images under it; None where that was not measured."
+    path = folder / _WIDENED
+    if not path.exists(): return None, None
+    tensors, about = read_tensors(path)
+    _own(path, about.get("spec"), folder)
+    return about["width"], tensors["iwae"]
+
+# %% ../../nbs/81_run.ipynb #91237162
 @dataclass(frozen=True)
 class RunResult:
     "A finished run."
     folder: Path                 # the run's folder
     metrics: dict                # one row of the results, and the test-time modes
-    per_image: dict[str, Tensor] # float32, one number per test image
+    per_image: dict[str, Tensor] # float32, one number per test image; `iwae_widened` of the first alone
 
     @classmethod
     def open(cls, folder: Path,
@@ -135,6 +147,11 @@ class RunResult:
         if spec is not None: metrics |= {"budget": spec.budget, "settings": settings_text(spec.settings)}
         per_image, about = read_tensors(path)
         _own(path, about.get("spec"), folder)
+        width, widened = _read_widened(folder)
+        if width is not None:
+            gain = (widened - per_image["iwae"][:len(widened)]).mean().item()
+            metrics |= dict(zip(_OF_WIDTH, (width, metrics["iwae"] + gain)))
+            per_image |= {"iwae_widened": widened}
         return cls(folder, metrics, per_image)
 
 def run_folder(spec: RunSpec, runs: str|Path|None = None) -> Path:
@@ -239,7 +256,7 @@ def _row(spec: RunSpec, checksum: str, learned: dict, r: PerImage, place: _Place
     made = dict(peak_mb=peak_mb(place.device), device=device_name(place.device), torch=torch.__version__,
                 commit=commit(), protocol=PROTOCOL, spec=place.key)
     named = dict(dataset=spec.image_set, settings=settings_text(spec.settings), checksum=checksum[:12])
-    everything = asdict(spec) | dict.fromkeys(TIMES) | learned | found | made | named
+    everything = asdict(spec) | dict.fromkeys((*TIMES, *_OF_WIDTH)) | learned | found | made | named
     return {c: everything[c] for c in COLUMNS}
 
 # %% ../../nbs/81_run.ipynb #4613c410
@@ -297,7 +314,30 @@ def _evaluate_run(spec: RunSpec, checksum: str, trainer: Trainer, splits: Splits
     modes = _evaluate_modes(model, splits.test[:s.n_test], splits.eval_binarisation, s.k)
     learned = _learned(spec, trainer, splits) | _components(model, splits.test, splits.eval_binarisation)
     row = _row(spec, checksum, learned, r, place)
+    if s.inflation == 1: _widen(spec, model, splits, place.folder)
     write_json(place.folder / "metrics.json", row | {"modes": modes})
+
+# %% ../../nbs/81_run.ipynb #92729697
+_FACTORS = (1., 1.4, 2., 3., 4.5) # on the variances
+_N_CHOOSE, _N_WIDENED = 200, 1024 # images; the second a multiple of the batch: the noise is the same
+
+def _widen(spec: RunSpec, model: VAE, splits: Splits, folder: Path) -> None:
+    "Choose the width of the proposal on validation images, and write IWAE under it down."
+    s, judge = settings_of(spec), (splits.eval_binarisation, _FACTORS)
+    tried = iwae_by_width(model, splits.valid[:_N_CHOOSE], s.k, *judge)
+    width = max(tried, key=lambda factor: tried[factor].mean())
+    r = evaluate(model, splits.test[:s.n_test][:_N_WIDENED], s.k, splits.eval_binarisation, inflation=width)
+    about = {"spec": folder.absolute().name, "width": width}
+    write_tensors(folder / _WIDENED, {"iwae": r.iwae.float()}, about)
+
+def widen_run(folder: Path,           # of a finished run
+              device: str|None = None # None: a GPU if there is one
+             ) -> None:
+    "Judge a run under the width of the proposal that its validation images choose, where that was not done."
+    (spec, data), device = run_images(folder), pick_device(device)
+    if settings_of(spec).inflation != 1 or (folder / _WIDENED).exists(): return
+    splits = prepare_splits(data, spec.binarisation, device)
+    with locked(folder, wait=60): _widen(spec, load_model(folder, device), splits, folder)
 
 # %% ../../nbs/81_run.ipynb #7fc59a73
 def run(spec: RunSpec,

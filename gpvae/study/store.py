@@ -92,8 +92,9 @@ def _packed(v: Float[np.ndarray, "n"]) -> np.ndarray: # 64ths as 16-bit integers
 def _unpacked(v: np.ndarray) -> Float[np.ndarray, "n"]:
     return v.astype(np.float32) / 64 if v.dtype == np.int16 else v
 
-def _packed_images(r: RunResult) -> dict[str, np.ndarray]: # by `<spec>_<elbo|iwae>`
-    return {f"{r.metrics['spec']}_{k}": _packed(np.asarray(r.per_image[k])) for k in ("elbo", "iwae")}
+def _packed_images(r: RunResult) -> dict[str, np.ndarray]: # by `<spec>_<column>`
+    kept = [k for k in ("elbo", "iwae", "iwae_widened") if k in r.per_image]
+    return {f"{r.metrics['spec']}_{k}": _packed(np.asarray(r.per_image[k])) for k in kept}
 
 def _images_of(row: Mapping|pd.Series) -> str: # the file of a run's images
     return f"{row['dataset']}-{row['budget']}-{row['n_train']}"
@@ -116,7 +117,7 @@ class Store:
     def likelihoods(self) -> pd.DataFrame: return _read_table(self.folder / "likelihoods.csv")
     def growth(self) -> pd.DataFrame: return _read_table(self.folder / "growth.csv")
 
-    def images(self, rows: pd.DataFrame) -> dict[str, Float[np.ndarray, "n"]]: # by `<spec>_<elbo|iwae>`, nats
+    def images(self, rows: pd.DataFrame) -> dict[str, Float[np.ndarray, "n"]]: # by `<spec>_<column>`, nats
         "Numbers of the images of runs, where they are kept."
         return {k: _unpacked(v) for k, v in self._arrays(rows, _images_of).items()}
 
