@@ -23,14 +23,9 @@ SOURCES = ("prior", "posterior", "both") # where the latents of a dream come fro
 def dream(model: VAE,
           n: int,                          # images to draw
           x: Float[Tensor, "B C H W"],     # real images: of them posteriors are made, in turn
-          source: str = "both",            # where z comes from, one of SOURCES
-          among: int = 1                   # drawn for each that is returned: those that the encoder doubts most
+          source: str = "both"             # where z comes from, one of SOURCES
          ) -> Float[Tensor, "n C H W"]:    # pixels as the likelihood has them
     "Images drawn from the model, with noise from torch's global generator."
-    if among > 1:
-        drawn = dream(model, n * among, x, source)
-        with evaluating(model, gradients=True): doubt = model.encoder.uncertainty(drawn).nats
-        return drawn[doubt.topk(n).indices]
     n_prior = {"prior": n, "posterior": 0, "both": n // 2}[choose("source of dreams", source, SOURCES)]
     seen = x[torch.arange(n - n_prior, device=x.device) % len(x)]
     like = model.first_weight

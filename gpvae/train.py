@@ -42,7 +42,6 @@ class TrainConfig:
     n_samples: int = 1                  # samples of z per image and step
     dreams: float = 0.                  # share of images drawn from the model in the encoder's batch
     dream_source: str = "both"          # where their z comes from, see `dream`
-    dream_among: int = 1                # drawn for each, of which the most doubtful stay
     dream_start: float = 0              # epochs before the first of them
     precision: str = "float32"          # of the networks' products: float32, tf32 (CUDA), bfloat16
     seed: int = 0                       # order of the images, noise
@@ -135,7 +134,7 @@ def _with_dreams(model: VAE, x: Tensor, config: TrainConfig) -> tuple[Tensor, Te
     "The batch, and the dreams that go with it; one batch of both where the decoder does not learn."
     n = round(len(x) * config.dreams / (1 - config.dreams))
     if not n: return x, x[:0]
-    dreams = dream(model, n, x, config.dream_source, config.dream_among)
+    dreams = dream(model, n, x, config.dream_source)
     alone = _learns(model.decoder) or _learns(model.likelihood)
     return (x, dreams) if alone else (torch.cat([x, dreams]), x[:0])
 

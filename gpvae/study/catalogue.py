@@ -215,6 +215,7 @@ _ABLATION = _study("ablation", "One change at a time", {
     "gpvae, prior scale 0.3": _cpu("gpvae", prior_scale=0.3),
     "gpvae, prior scale 3": _cpu("gpvae", prior_scale=3.),
     "gpvae, learned prior scale": _cpu("gpvae", learn_prior_scale=True),
+    "gpvae, features of its own": _cpu("gpvae", own_features=True),
 }, seeds=3)
 
 # %% ../../nbs/84_catalogue.ipynb #122ffbe0
@@ -224,6 +225,7 @@ _LOST = _study("lost", "Tried and lost", {
     "white noise 0.1 beside the process": _cpu("gpvae", white=0.1),
     "two draws of the functions": _cpu("gpvae", n_draws=2, n_samples=2),
     "warm start from the mean network": _cpu("gpvae", warm_start="gpvae-mean", kl_warmup=0),
+    "dreams where the process doubts": refit_of(_cpu("gpvae"), dream_among=4), # beside those of `each`
 }, seeds=3, reference="gpvae")
 
 # %% ../../nbs/84_catalogue.ipynb #5a287c45
@@ -249,6 +251,7 @@ _CLOSING = _study("closing", "Closing the gap in one pass", {
     "GP encoder, refitted": refit_of(_cpu("vae"), "gpvae"),
     "full covariance, refitted": refit_of(_cpu("vae"), "full"),
     "full covariance, refitted, a step": refit_of(_cpu("vae"), "full", **_STEP),
+    "GP encoder, full covariance, refitted": refit_of(_cpu("vae"), "gpvae", correlated=True),
 }, seeds=3)
 
 # %% ../../nbs/84_catalogue.ipynb #50edea19
@@ -299,6 +302,9 @@ def _and_step(spec: RunSpec, **more) -> RunSpec:
 _ELSEWHERE = _study("elsewhere", "More images, and grey ones", {
     "50000 images: VAE": _cpu("vae", 50_000),
     "50000 images: VAE, a step": _cpu("vae", 50_000, **_STEP),
+    "50000 images: VAE, refitted": refit_of(_cpu("vae", 50_000)),
+    "50000 images: full covariance, refitted": refit_of(_cpu("vae", 50_000), "full"),
+    "50000 images: full covariance, refitted, a step": refit_of(_cpu("vae", 50_000), "full", **_STEP),
     "grey: VAE": _GREY,
     "grey: VAE, a step": _and_step(_GREY),
     "grey: VAE, two steps": _and_step(_GREY, natural_steps=2),

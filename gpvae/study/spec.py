@@ -155,7 +155,6 @@ class Settings:
     n_samples: int = _setting(1, 1)                     # samples of z per image and step
     dreams: float = _setting(0., 0, 0.99)               # share of drawn images in the encoder's batch
     dream_source: str = _setting("both", names=SOURCES) # where their latents come from
-    dream_among: int = _setting(1, 1)                   # drawn for each, of which the most doubtful stay
     dream_start: float = _setting(0, 0)                 # epochs before the first of them
     precision: str = _setting("float32", names=_PRECISIONS) # of the networks' products in training
     decoder: str = _setting("")                         # whose trained decoder is held, see `parent_of`
