@@ -341,6 +341,8 @@ _FINALS = { # {}: the preset
     "gpvae": [{}, {"prior_scale": 0.3}, {"temperature": 0.3}],
     "vae-dropout": [{}, {"weight_decay": 0.1}],
     "me-3":  [{}, {"floor": 0.3}],
+    "iaf-4": [{}, {"weight_decay": 0.1}, {"forget_bias": 4.}],
+    "rme-3": [{}, {"greed": 2.}],
 }
 _HALF = {"milestones": (25., 30., 35.), "n_test": 500, "epochs": 40, "kl_warmup": 20} # as long as the budget
 
