@@ -343,6 +343,7 @@ _FINALS = { # {}: the preset
     "me-3":  [{}, {"floor": 0.3}],
     "iaf-4": [{}, {"weight_decay": 0.1}, {"forget_bias": 4.}],
     "rme-3": [{}, {"greed": 2.}],
+    "sa-4":  [{}, {"weight_decay": 0.4}, {"milestones": (30., 40., 50.)}], # it is best before the end
 }
 _HALF = {"milestones": (25., 30., 35.), "n_test": 500, "epochs": 40, "kl_warmup": 20} # as long as the budget
 
