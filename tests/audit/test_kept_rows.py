@@ -7,7 +7,7 @@ import pytest
 
 from conftest import needs_set
 from gpvae.data import load
-from gpvae.study.catalogue import PAGES, page
+from gpvae.study.catalogue import PAGES, STUDIES, page
 from gpvae.study.run import COLUMNS
 from gpvae.study.spec import PROTOCOL, RunSpec, parse_setting, settings_text, spec_hash
 from gpvae.study.store import N_IMAGES, Store, checkout
@@ -21,7 +21,7 @@ def test_every_table_has_its_checksum_and_no_file_is_unknown():
     sums = dict(line.split("  ")[::-1] for line in (STORE.folder / "SHA256SUMS").read_text().splitlines())
     tables = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in STORE.folder.glob("*.csv")}
     assert sums == tables and set(tables) == {"runs.csv", "modes.csv", "gaps.csv", "refit.csv", "likelihoods.csv"}
-    known = {f"{r.dataset}-{r.budget}-{r.n_train}" for r in ROWS.itertuples()} | {f"gaps-{r.dataset}-{r.budget}" for r in GAPS.itertuples()}
+    known = {f"{r.dataset}-{r.budget}-{r.n_train}{part}" for r in ROWS.itertuples() for part in ("", "-refits")} | {f"gaps-{r.dataset}-{r.budget}" for r in GAPS.itertuples()}
     assert {p.stem for p in (STORE.folder / "images").glob("*.npz")} <= known | {"portrait"} # the numbers behind the picture of the front page
 
 def test_the_results_stay_small():
@@ -43,16 +43,17 @@ def test_a_row_has_the_name_that_its_specification_gives(name):
     checksum = load(name).checksum
     rows = ROWS[(ROWS["dataset"] == name) & (ROWS["protocol"] == PROTOCOL)]
     assert len(rows) > 2 and set(ROWS.loc[ROWS["dataset"] == name, "checksum"]) == {checksum[:12]}
-    for r in rows.to_dict("records"):
+    lost = {settings_text(s.settings) for s in STUDIES["lost"].specs} # their options are gone, and with them their names
+    for r in rows[~rows["settings"].isin(lost)].to_dict("records"):
         spec = RunSpec(name, r["method"], r["z_dim"], r["seed"], r["budget"], r["likelihood"], r["n_train"], r["binarisation"], settings_in(r["settings"]))
         assert spec_hash(spec, checksum) == r["spec"], (r["method"], r["seed"], r["settings"])
 
 def test_images_agree_with_their_rows():
     images, rows = STORE.images(ROWS), ROWS.set_index("spec")
     for key, values in images.items():
-        spec, name = key.split("_")
+        spec, _, name = key.partition("_")
         error = values.std() / len(values)**0.5 # all images, or the first of a seeded order
-        assert len(values) <= N_IMAGES and abs(values.mean() - rows.loc[spec, name]) < (0.01 if len(values) < 2000 else 5 * error)
+        assert len(values) <= N_IMAGES and abs(values.mean() - rows.loc[spec, name]) < (0.01 if name != "iwae_widened" and len(values) < 2000 else 5 * error)
 
 def test_modes_gaps_and_refits_are_of_kept_runs():
     runs = ROWS.set_index("spec")
@@ -65,7 +66,8 @@ def test_refits_start_from_the_bound_of_their_run():
     "Their 2000 images are the first of those that the run's bound is a mean over."
     runs = ROWS.set_index("spec")
     assert (REFITS["error"] > 0).all() and ((REFITS["doubt"] > 0) == (REFITS["method"] == "gpvae")).all()
-    for r in REFITS[REFITS["fitted"] == "test images"].itertuples(): assert abs(r.before - runs.loc[r.spec, "elbo"]) < 1
+    for r in REFITS[REFITS["fitted"] == "test images"].itertuples():
+        assert abs(r.before - runs.loc[r.spec, "elbo"]) < 4 * runs.loc[r.spec, "iwae_se"] * (10_000 / r.images)**0.5 / 2
 
 @pytest.mark.parametrize("dataset, budget, name", RESULTS)
 def test_a_page_has_all_its_rows_and_shows_them(dataset, budget, name):
