@@ -390,8 +390,9 @@ _GREY_PROTOCOL = _study("grey_protocol", "The protocol for grey pixels", {
     for w, d in ((40, 0.02), (40, 0.05), (40, 0.1), (40, 0.2), (40, 0.5), (10, 0.1), (10, 0.2), (5, 0.2),
                  (0, 0.1), (0, 0.2), (0, 0.4), (0, 0.8))})
 
-_GREY_EACH = _study("grey", "Grey pixels, with and without dreams",
-                    _and_refitted(_THREE | {"full covariance": "full"}, partial(_grey, **_GREY_PIXELS)), seeds=3)
+_GREY_EACH = _study(
+    "grey", "Grey pixels, with and without dreams",
+    _and_refitted(_THREE | {"full covariance": "full"}, partial(_grey, **_GREY_PIXELS)), seeds=3)
 
 # %% ../../nbs/84_catalogue.ipynb #e4d2a24e
 _OWN = { # settings that the authors of a family leave open, the preset first

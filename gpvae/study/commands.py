@@ -39,9 +39,11 @@ class _Parser(argparse.ArgumentParser):
     def shared(self, preset: bool = False) -> None: # may there be one?
         "Options of the commands that begin with images."
         usual = {k: None if preset else RUN[k] for k in ("dataset", "budget")}
-        said = {k: f" (default: the preset's, else {RUN[k]})" if preset else "" for k in usual}
-        self.option("dataset", usual["dataset"], f"name of an image set, or the path of an .npz{said['dataset']}")
-        self.option("budget", usual["budget"], f"what costs time: smoke, cpu, paper or published{said['budget']}")
+        what = dict(dataset="name of an image set, or the path of an .npz",
+                    budget="what costs time: smoke, cpu, paper or published")
+        for name, words in what.items():
+            said = f" (default: the preset's, else {RUN[name]})" if preset else ""
+            self.option(name, usual[name], words + said)
         if preset: self.option("preset", None, "a page by name, which other arguments change: grey_mnist, …")
         self.everywhere()
 
@@ -65,8 +67,8 @@ class _Parser(argparse.ArgumentParser):
 
     def of_pages(self) -> None:
         "Options of the commands that render a page."
-        self.option("methods", None, "methods, with numbers of their seeds where wanted: vae:3 sa-4:1 (default: "
-                    "those of the page or the study)", nargs="+")
+        self.option("methods", None, "methods, with numbers of their seeds where wanted: vae:3 sa-4:1 "
+                    "(default: those of the page or the study)", nargs="+")
         self.option("out", None, "folder of page and results (default: GPVAE_RESULTS, else nbs/results)")
 
 # %% ../../nbs/89_commands.ipynb #bdb05245

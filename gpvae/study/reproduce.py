@@ -615,7 +615,9 @@ class _Shown(NamedTuple):
     @property
     def told_apart(self) -> str: # Markdown
         "Which methods are told apart from the reference, of each number of latent dimensions."
-        return "\n\n".join(filter(None, map(_told_apart, self.blocks.values())))
+        said = {z: _told_apart(block) for z, block in self.blocks.items()}
+        several = len(self.blocks) > 1
+        return "\n\n".join(f"z = {z}. {text}" if several else text for z, text in said.items() if text)
 
     @property
     def setting(self) -> str: # Markdown
@@ -627,7 +629,7 @@ class _Shown(NamedTuple):
         changed = f", changed `{one['settings']}`" if one["settings"] else ""
         judged = dict(self.study.specs[0].settings).get("n_test")
         if judged is not None: size += f", judged on the first {judged:,} test images"
-        sizes = ", ".join(map(str, self.rows["z_dim"].unique()))
+        sizes = " and ".join(map(str, self.rows["z_dim"].unique()))
         return (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent "
                 f"dimensions, {n} run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}").strip()
 
@@ -636,6 +638,11 @@ class _Shown(NamedTuple):
         "The methods by full name, each with its idea and a link to its page."
         known = [(m, METHODS[m]) for m in self.methods]
         return "\n".join(f"- `{m}`: {of.title}. {of.idea} [Page](../{of.page})" for m, of in known)
+
+    @property
+    def central(self) -> list[str]:
+        "The methods that the page is about."
+        return [m for m in _about(self) if m is not None]
 
     @property
     def treated(self) -> pd.DataFrame:
@@ -684,11 +691,13 @@ def _inflated(s: _Shown) -> pd.DataFrame: # runs, those of the page among them
     return rows[rows["settings"].map(_as_trained) == _as_trained(s.rows["settings"].iloc[0])]
 
 def _widths(s: _Shown) -> pd.DataFrame:
-    "IWAE and ESS of the models of a page by the width of the proposal."
+    "IWAE and ESS of the models of a page by the width of the proposal, the same models under each."
     rows = _inflated(s)
     if not len(rows): return pd.DataFrame()
-    table = rows.groupby(["method", "inflation"])[["iwae", "ess"]].mean().round(2)
-    return table if rows["inflation"].nunique() > 1 else table.iloc[:0]
+    widths = rows.groupby(["method", "seed"])["inflation"].transform("nunique")
+    rows = rows[(widths == widths.groupby(rows["method"]).transform("max")) & (widths > 1)]
+    groups = rows.groupby(["method", "inflation"])
+    return groups[["iwae", "ess"]].mean().round(2).assign(seeds=groups.size())
 
 def _x_dim(rows: pd.DataFrame) -> int|None:
     "Pixels times channels, by a run folder, else by the name of a known set."
@@ -722,7 +731,11 @@ def _quantities(s: _Shown) -> list[_Quantity]:
     images = s.store.gap_images(gaps)
     rows = _with_images(gaps, images, "test_log_px")
     n = min((len(images[f"{spec}_test_log_px"]) for spec in rows["spec"]), default=0)
-    return found + [_Quantity(f"log p(x), {n} images", rows, images, "test_log_px")] * bool(n)
+    if not n: return found
+    found.append(_Quantity(f"log p(x), {n} images", rows, images, "test_log_px"))
+    beside = _with_images(rows, images, "test_iwae_1.0")
+    same = len(beside) == len(rows)
+    return found + [_Quantity(f"{iwae}, the same images", beside, images, "test_iwae_1.0")] * same
 
 # %% ../../nbs/88_reproduce.ipynb #d69c14ba
 def _bits(q: _Quantity, x_dim: int) -> dict[str, str]: # Markdown, by method
@@ -731,12 +744,22 @@ def _bits(q: _Quantity, x_dim: int) -> dict[str, str]: # Markdown, by method
     said = {m: f"{bits_per_dim(v, x_dim):.3f}" for m, v in means.items()}
     return {m: f"**{text}**" if m in best else text for m, text in said.items()}
 
+def _with_seeds(said: dict[str, str], rows: pd.DataFrame, usual: pd.Series # seeds by method
+               ) -> dict[str, str]: # Markdown, by method
+    "The same, with the number of seeds where it is not the usual one."
+    of = rows.groupby("method").size()
+    few = {m: f" ({of[m]} seed{'s' if of[m] > 1 else ''})" for m in said if of[m] != usual[m]}
+    return {m: text + few.get(m, "") for m, text in said.items()}
+
 def _marked_columns(s: _Shown) -> dict[str, dict[str, str]]: # label -> method -> Markdown
     "Columns of a page of one number of latent dimensions; those of a density in bits for each pixel too."
     columns, quantities = {}, _quantities(s)
-    for q in quantities: columns[q.label] = _marked(q.rows, q.images, q.column)
+    seeds = s.rows.groupby("method").size()
+    for q in quantities:
+        columns[q.label] = _with_seeds(_marked(q.rows, q.images, q.column), q.rows, seeds)
     grey = s.rows["likelihood"].iloc[0] != "bernoulli" and _x_dim(s.rows)
-    best = next(q for q in reversed(quantities) if q.column == "iwae" and {*q.rows["method"]} >= {*s.methods})
+    of_all = [q for q in quantities if q.column == "iwae" and {*q.rows["method"]} >= {*s.methods}]
+    best = of_all[-1]
     return columns | ({f"{best.label}, bits per dimension": _bits(best, _x_dim(s.rows))} if grey else {})
 
 def _marks(s: _Shown) -> str: # Markdown
@@ -803,16 +826,20 @@ def _annealed_text(s: _Shown) -> str: # Markdown; empty where nothing was anneal
     "How far the two-sided bound closes for each model, and where it does not."
     rows = _annealed_rows(s) if len(s.rows) else pd.DataFrame()
     if not len(rows): return ""
-    one, open_ = rows.iloc[0], rows[~(rows["widest"] < _CLOSED)]
-    at = dict.fromkeys(f"`{r.method}` at z = {r.z_dim}" for r in open_.itertuples())
-    closed = (f"They close below {_CLOSED} nats for every model" if not at else
-              f"**They do not close below {_CLOSED} nats for {', '.join(at)}**: there log p(x) by annealing may "
-              "be too low by as much, and is a lower bound in expectation alone")
-    start = " and of the search for its start, the best Gaussian" if one["start"] == "best" else ""
-    return (f"**How true log p(x) is.** Annealing took {one['temperatures']} temperatures and {one['chains']} "
-            f"chains. On {one['simulated']:.0f} images drawn from each model it gives an upper bound too, and "
-            f"the table has the distance of the two, ± the standard error over images. {closed}. Times are "
-            f"those of annealing{start}, on {one['device']}.\n\n{markdown_table(_annealed_lines(rows))}")
+    order = dict(zip(s.methods, range(len(s.methods))))
+    rows = rows.sort_values(["z_dim", "method"], key=lambda c: c.map(order) if c.name == "method" else c)
+    counts = {k: _span(rows[k].astype(int).tolist()) for k in ("temperatures", "chains", "simulated")}
+    apart = rows[~(rows["widest"] < _CLOSED)]
+    at = dict.fromkeys(f"`{r.method}` at z = {r.z_dim}" for r in apart.itertuples())
+    closed = f"The bounds close below {_CLOSED} nats for every model." if not at else (
+        f"**The bounds do not close below {_CLOSED} nats for {', '.join(at)}**: there log p(x) by annealing "
+        "may be too low by as much, and is no more than a lower bound in expectation.")
+    start = " and of the search for its start, the best Gaussian" if (rows["start"] == "best").any() else ""
+    return (f"**How true log p(x) is.** Annealing took {counts['temperatures']} temperatures and "
+            f"{counts['chains']} chains. On {counts['simulated']} images drawn from each model it gives an "
+            "upper bound too. The table has the distance of the two, ± the standard error over images. "
+            f"{closed} Times are those of annealing{start}, on {', '.join(rows['device'].unique())}."
+            f"\n\n{markdown_table(_annealed_lines(rows))}")
 
 # %% ../../nbs/88_reproduce.ipynb #5a89f32e
 def _treated_rows(s: _Shown) -> pd.DataFrame: # with a column `done`
@@ -821,7 +848,8 @@ def _treated_rows(s: _Shown) -> pd.DataFrame: # with a column `done`
     same = {k: one[k] for k in ("dataset", "likelihood", "binarisation", "z_dim", "n_train")}
     wanted = {}
     for m, seed in zip(s.rows["method"], s.rows["seed"]):
-        wanted |= {(what, m, seed): spec for what, spec in _treated(replace(of[m], seed=seed, **same)).items()}
+        ways = _treated(replace(of[m], seed=seed, **same))
+        wanted |= {(what, m, seed): spec for what, spec in ways.items()}
     rows = s.store.runs()
     found = select(rows[rows["checksum"] == one["checksum"]], wanted.values())
     return found.assign(done=[list(wanted)[i][0] for i in found.index])
