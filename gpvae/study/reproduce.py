@@ -40,8 +40,8 @@ from .run import TIMES, RunResult, is_finished, runs_root, time_run
 from .spec import (METHODS, RunSpec, Settings, build_model, check_spec, load_images, parent_of,
                               parse_setting, set_title, settings_of, settings_text, spec_hash, trained_of)
 from .store import Store, check_alike, checkout, select
-from .tables import (_leaders, _marked, _with_images, likelihood_table, line_table, markdown_table,
-                                paired, seed_difference)
+from .tables import (_gain, _leaders, _marked, _over_seeds, _with_images, likelihood_table,
+                                line_table, markdown_table, paired, seed_difference)
 
 # %% ../../nbs/88_reproduce.ipynb #4c1bf7dc
 class _Failure(NamedTuple):
@@ -1044,12 +1044,12 @@ def _published_error(s: _Shown) -> str: # in words, of one run
 def _difference(s: _Shown, method: str, reference: str) -> tuple[str, str]: # an answer; the interval in words
     "Whether one method is better than another, by the interval of the paired difference."
     d = paired(s.rows, s.images, method, reference)
-    if len(d) > 1: _, low, high = seed_difference(s.rows, s.images, method, reference)
-    else: low, high = bootstrap_interval(d)
+    _, low, high = _gain(s.rows, s.images, method, reference, "iwae")
     if low > 0: said = "**Yes, it does**"
     elif high < 0: said = "**No, it is lower**"
     else: said = "**This is not shown**"
     over = f"{len(d)} seeds and {d.shape[1]} images" if len(d) > 1 else f"{d.shape[1]} images of one seed"
+    if len(d) == 1 and _over_seeds(s.rows): over += ", with the scatter of the seeds that others have"
     return said, f"{text_interval((d.mean(), low, high))} nats per image (95 % interval over {over})"
 
 def _answer(s: _Shown) -> str:
