@@ -687,7 +687,7 @@ def _inflated(s: _Shown) -> pd.DataFrame: # runs, those of the page among them
     if not len(rows) or not len(s.rows): return rows.iloc[:0]
     known = set(zip(s.rows["method"], s.rows["seed"]))
     rows = rows[(rows[same] == s.rows[same].iloc[0]).all(axis=1)]
-    rows = rows[[pair in known for pair in zip(rows["method"], rows["seed"])]]
+    rows = rows[np.array([pair in known for pair in zip(rows["method"], rows["seed"])], bool)]
     return rows[rows["settings"].map(_as_trained) == _as_trained(s.rows["settings"].iloc[0])]
 
 def _widths(s: _Shown) -> pd.DataFrame:
@@ -803,6 +803,7 @@ def _annealed_rows(s: _Shown) -> pd.DataFrame: # one a run
     gaps = gaps[gaps["spec"].isin(s.rows["spec"])].dropna(subset=["sandwich"])
     images = s.store.gap_images(gaps)
     gaps = _with_images(gaps, images, "test_log_px")
+    if not len(gaps): return pd.DataFrame()
     n = np.array([len(images[f"{spec}_test_log_px"]) for spec in gaps["spec"]])
     widths = [c for c in gaps if re.fullmatch(r"iwae_[\d.]+", c)]
     begin = gaps["test_seconds_full"].where(gaps["start"] == "best", 0.) # its start is searched
