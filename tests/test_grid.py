@@ -257,32 +257,39 @@ def test_papermill_takes_text_from_any_folder(made, tmp_path, monkeypatch):
     table = lambda nb: [o.data["text/plain"] for o in outputs(nb) if "IWAE − vae" in o.get("data", {}).get("text/plain", "")]
     assert table(nb) == table(nbformat.read(made.page, as_version=4)) != []
 
-def test_a_page_by_name_is_made_and_rendered_by_its_name(made, monkeypatch, capsys):
+@pytest.fixture
+def own(made, tmp_path):
+    "A copy of the grid, which a test may add to."
+    shutil.copytree(made.folder, tmp_path / "copy")
+    return Made(tmp_path / "copy")
+
+def test_a_page_by_name_is_made_and_rendered_by_its_name(own, monkeypatch, capsys):
     "By the command, and by papermill from the rows; the second seed of a method that is to have one is no row of the page."
     named = catalogue._Preset("few digits", dict(dataset="digits", budget="smoke", methods={"vae": 2, "gpvae": 1}, **GRID))
     monkeypatch.setitem(PRESETS, "few_digits", named)
     monkeypatch.setattr(module, "_train", trained_here)
-    monkeypatch.setattr(module, "render", lambda *args, **more: (args, more))
-    where = ["--out", str(made.out), "--runs", str(made.runs), "--device", "cpu", "--quiet"]
+    rendered = []
+    monkeypatch.setattr(module, "render", lambda *args, **more: rendered.append(more) or own.out)
+    where = ["--out", str(own.out), "--runs", str(own.runs), "--device", "cpu", "--quiet"]
     assert reproduce_command([*WORDS[:3], "--seeds", "2", *WORDS[5:], *where]) == 0 # two seeds of both
     assert reproduce_command(["--preset", "few_digits", "--plan", *where]) == 0
     out = capsys.readouterr().out
     assert "6 runs: 6 finished, 0 in the store, 0 missing" in out and "nothing is to be trained" in out
-    path = module.reproduce(preset="few_digits", runs=made.runs, out=made.out, device="cpu", bar=False)
-    assert path[1]["name"] == path[1]["preset"] == "few_digits" and path[1]["title"] == "Likelihoods on few digits"
-    s = shown(preset="few_digits", store=Store(made.out))
+    module.reproduce(preset="few_digits", runs=own.runs, out=own.out, device="cpu", bar=False)
+    assert rendered[-1]["name"] == rendered[-1]["preset"] == "few_digits" and rendered[-1]["title"] == "Likelihoods on few digits"
+    s = shown(preset="few_digits", store=Store(own.out))
     assert s.rows.groupby("method").size().to_dict() == {"vae": 4, "gpvae": 2} and s.table["seeds"].tolist() == [2, 1, 2, 1]
-    assert shown("digits", "smoke", store=Store(made.out), methods="vae gpvae", **{k: v for k, v in GRID.items() if k != "settings"}, settings=list(map("{0[0]}={0[1]}".format, GRID["settings"]))).table["seeds"].tolist() == [2] * 4
-    with pytest.raises(InputError, match="no run of digits at budget smoke like this: gpvae_reproduce --preset few_digits makes them"): shown(preset="few_digits", store=Store(made.folder / "empty"))
+    assert shown("digits", "smoke", store=Store(own.out), methods="vae gpvae", **{k: v for k, v in GRID.items() if k != "settings"}, settings=list(map("{0[0]}={0[1]}".format, GRID["settings"]))).table["seeds"].tolist() == [2] * 4
+    with pytest.raises(InputError, match="no run of digits at budget smoke like this: gpvae_reproduce --preset few_digits makes them"): shown(preset="few_digits", store=Store(own.folder / "empty"))
 
-def test_gaps_of_a_grid_are_kept_and_stand_on_its_page(made, capsys):
-    where = ["--out", str(made.out), "--runs", str(made.runs), "--device", "cpu", "--quiet", "--test", "2", "--train", "2", "--valid", "2", "--temperatures", "2", "--chains", "2"]
+def test_gaps_of_a_grid_are_kept_and_stand_on_its_page(own, capsys):
+    where = ["--out", str(own.out), "--runs", str(own.runs), "--device", "cpu", "--quiet", "--test", "2", "--train", "2", "--valid", "2", "--temperatures", "2", "--chains", "2"]
     words = [w for w in WORDS if w not in ("--seeds", "1")] # of one seed
     assert gap_command([*words, *where]) == 0
     out, _ = capsys.readouterr()
     assert "z = 2\n" in out and "z = 3\n" in out and out.count("log p(x) − vae") == 2 and "which gpvae_reproduce reads" in out
-    s = shown("digits", "smoke", store=Store(made.out), methods="vae gpvae", z_dims="2 3", n_train=100, settings=[f"{k}={v}" for k, v in TINY.items()])
-    assert len(Store(made.out).gaps()) == 4 and "log p(x), 2 images" in s.marks and "IWAE-2" in s.marks
+    s = shown("digits", "smoke", store=Store(own.out), methods="vae gpvae", z_dims="2 3", n_train=100, settings=[f"{k}={v}" for k, v in TINY.items()])
+    assert len(Store(own.out).gaps()) == 4 and "log p(x), 2 images" in s.marks and "IWAE-2" in s.marks
     assert s.annealed.startswith("**How true log p(x) is.** Annealing took 2 temperatures and 2 chains. On 32 images") and s.annealed.count("\n| 2 | ") == s.annealed.count("\n| 3 | ") == 2
     assert gap_command(["--preset", "grey_mnist", "--seed", "7", *where]) == 2 and "seed is 7: grey_mnist has no run of this seed" in capsys.readouterr().err
 
@@ -306,7 +313,7 @@ def test_differences_are_within_one_size(sizes):
     assert s.table["IWAE-100"].str.partition(" ")[0].tolist() == ["-92.01", "-91.01", "-93.01", "-95.01"]
     said = opening(s)
     assert "With 2 latent dimensions: **Yes, it does**: the difference in IWAE-100 is +1.00" in said and "With 3 latent dimensions: **No, it is lower**: the difference in IWAE-100 is -2.00" in said
-    assert "2, 3 latent dimensions, 8 runs" in s.setting
+    assert "2 and 3 latent dimensions, 8 runs" in s.setting
 
 def test_one_size_is_a_table_without_blocks(sizes):
     s = shown("digits", "smoke", store=sizes, methods=["vae"], z_dims="3", seeds="1")

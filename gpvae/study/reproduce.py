@@ -820,7 +820,7 @@ def _annealed_lines(rows: pd.DataFrame) -> pd.DataFrame: # rows of `_annealed_ro
     lines["largest, nats"] = g["sandwich_largest"].max().map("{:.2f}".format).to_numpy()
     for name in ("annealing", "iwae"):
         label = f"{name.replace('iwae', f'IWAE-{rows.k.iloc[0]}')}, ms per image"
-        lines[label] = (1000 * g[name].mean()).map("{:.3g}".format).to_numpy()
+        lines[label] = [f"{v:,.0f}" if v >= 10 else f"{v:.2g}" for v in 1000 * g[name].mean()]
     return lines.set_index("z")
 
 def _annealed_text(s: _Shown) -> str: # Markdown; empty where nothing was annealed
