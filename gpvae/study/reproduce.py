@@ -33,7 +33,8 @@ from ..files import device_name, open_folder, pick_device, read_json, write_atom
 from ..gp_encoder import Uncertainty
 from ..likelihoods import bits_per_dim
 from ..statistics import bootstrap_interval, interval, seed_interval, spread, text_interval
-from .catalogue import PAGES, PRESETS, STUDIES, Study, _Methods, _own_seeds, _treated, _varied, page
+from .catalogue import (PAGES, PRESETS, STUDIES, Study, _Methods, _own_seeds, _treated, _varied,
+                                   page)
 from .cluster import _check_executor, _Job, _Workflow
 from .defaults import _CLUSTER_JOBS, _STEPS, JOBS
 from .run import TIMES, RunResult, is_finished, runs_root, time_run
@@ -615,9 +616,8 @@ class _Shown(NamedTuple):
     @property
     def told_apart(self) -> str: # Markdown
         "Which methods are told apart from the reference, of each number of latent dimensions."
-        said = {z: _told_apart(block) for z, block in self.blocks.items()}
-        several = len(self.blocks) > 1
-        return "\n\n".join(f"z = {z}. {text}" if several else text for z, text in said.items() if text)
+        said = {z: text for z, block in self.blocks.items() if (text := _told_apart(block))}
+        return "\n\n".join(f"z = {z}. {text}" if len(self.blocks) > 1 else text for z, text in said.items())
 
     @property
     def setting(self) -> str: # Markdown
@@ -640,19 +640,13 @@ class _Shown(NamedTuple):
         return "\n".join(f"- `{m}`: {of.title}. {of.idea} [Page](../{of.page})" for m, of in known)
 
     @property
-    def central(self) -> list[str]:
-        "The methods that the page is about."
-        return [m for m in _about(self) if m is not None]
+    def central(self) -> list[str]: return [m for m in _about(self) if m] # what the page is about
 
     @property
-    def treated(self) -> pd.DataFrame:
-        "What dreams and a step win for each method; empty where neither was run."
-        return self.per_z(_treated_table)
+    def treated(self) -> pd.DataFrame: return self.per_z(_treated_table) # what dreams and a step win
 
     @property
-    def annealed(self) -> str: # Markdown; empty where nothing was annealed
-        "How far the two-sided bound closes, and what annealing costs."
-        return _annealed_text(self)
+    def annealed(self) -> str: return _annealed_text(self) # Markdown; empty where nothing was annealed
 
     @property
     def widths(self) -> pd.DataFrame: return _widths(self) # IWAE and ESS; empty with one factor
@@ -823,6 +817,7 @@ def _annealed_lines(rows: pd.DataFrame) -> pd.DataFrame: # rows of `_annealed_ro
         lines[label] = [f"{v:,.0f}" if v >= 10 else f"{v:.2g}" for v in 1000 * g[name].mean()]
     return lines.set_index("z")
 
+# %% ../../nbs/88_reproduce.ipynb #a3a0219f
 def _annealed_text(s: _Shown) -> str: # Markdown; empty where nothing was annealed
     "How far the two-sided bound closes for each model, and where it does not."
     rows = _annealed_rows(s) if len(s.rows) else pd.DataFrame()
