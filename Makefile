@@ -6,8 +6,9 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-DATASET ?= digits
-BUDGET ?= smoke
+DATASET ?=
+BUDGET ?=
+PRESET ?=
 METHODS ?=
 LIKELIHOOD ?=
 Z ?=
@@ -61,15 +62,16 @@ data-mnist: setup
 	$(call unpack,mnist static_mnist)
 
 # Each of them reaches the command where it is given; SET holds several changes with spaces between, PLAN=1 starts nothing, EXECUTOR=slurm uses a cluster.
+WHAT = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(BUDGET),--budget $(BUDGET))
 GRID = $(if $(METHODS),--methods $(METHODS)) $(if $(LIKELIHOOD),--likelihood $(LIKELIHOOD)) $(if $(Z),--z_dims $(Z)) $(if $(SEEDS),--seeds $(SEEDS)) \
   $(if $(N_TRAIN),--n_train $(N_TRAIN)) $(foreach change,$(SET),--set '$(change)') $(if $(STUDY),--study $(STUDY)) $(if $(PLAN),--plan) \
   $(if $(JOBS),--jobs $(JOBS)) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(PROFILE),--profile '$(PROFILE)')
 
-reproduce: setup data-mnist ## train, evaluate and render one result page: make reproduce DATASET=mnist LIKELIHOOD=gaussian Z="10 20" PLAN=1
-	@gpvae_reproduce --dataset $(DATASET) --budget $(BUDGET) $(GRID)
+reproduce: setup data-mnist ## train, evaluate and render one result page: make reproduce DATASET=mnist LIKELIHOOD=gaussian Z="10 20" PLAN=1, or PRESET=grey_mnist
+	@gpvae_reproduce $(WHAT) $(GRID)
 
 gap: setup data-mnist ## measure the gaps of finished runs and render their page: make gap DATASET=static_mnist BUDGET=cpu METHODS="vae gpvae"
-	@gpvae_gap --dataset $(DATASET) --budget $(BUDGET) $(if $(METHODS),--methods $(METHODS))
+	@gpvae_gap $(WHAT) $(if $(METHODS),--methods $(METHODS))
 
 test: setup data-mnist ## everything below in this order; the tree stays as it was
 	@begin=$$SECONDS; before=$$(git status --porcelain 2>/dev/null || true); mkdir -p .make; \

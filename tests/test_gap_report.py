@@ -11,7 +11,8 @@ from gpvae.checks import InputError
 from gpvae.optimum import Climb
 from gpvae.study import measure
 from gpvae.study.commands import gap_command
-from gpvae.study.gaps import _rounded, _finished_runs, gap_report
+from gpvae.study.catalogue import page
+from gpvae.study.gaps import _rounded, _finished_runs, _of_seed, gap_report
 from gpvae.data import binarise_fixed, prepare_splits, split_seed
 from gpvae.study.measure import GapSettings, measure_run, measure_split
 from gpvae.study.run import load_model, run, run_images
@@ -143,7 +144,7 @@ def test_a_second_call_measures_nothing(shown, monkeypatch):
     def no(*args): raise AssertionError("measured again")
     monkeypatch.setattr(measure, "_measure_chunk", no)
     for name in measure._ONCE: monkeypatch.setitem(measure._ONCE, name, no)
-    for spec, result in _finished_runs("digits", "smoke", ["vae", "gpvae"], 0, folder / "runs"):
+    for spec, result in _finished_runs(_of_seed(page("digits", "smoke", ["vae", "gpvae"]), 0), folder / "runs"):
         m = measure_run(result.folder, COUNTS, QUICK, "cpu")
         kept = read_report("digits", "smoke", folder).columns(spec.method, "test")
         np.testing.assert_allclose(m.splits["test"]["log_px"], kept["log_px"], rtol=2**-15)
@@ -151,7 +152,7 @@ def test_a_second_call_measures_nothing(shown, monkeypatch):
 def test_leverage_is_of_all_training_images(shown):
     "Measured at the end, for each split that has scores; of the images that the run was trained on, all of them."
     folder, _ = shown
-    for spec, result in _finished_runs("digits", "smoke", ["vae", "gpvae"], 0, folder / "runs"):
+    for spec, result in _finished_runs(_of_seed(page("digits", "smoke", ["vae", "gpvae"]), 0), folder / "runs"):
         (_, data), model = run_images(result.folder), load_model(result.folder)
         how = run_images(result.folder)[0].binarisation
         splits, report = prepare_splits(data, how), read_report("digits", "smoke", folder)

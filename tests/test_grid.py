@@ -11,9 +11,10 @@ import papermill
 import pytest
 
 from gpvae.checks import InputError
-from gpvae.study import reproduce as module
-from gpvae.study.catalogue import PAGES, STUDIES, _varied, page
-from gpvae.study.commands import reproduce_command
+from gpvae.study import catalogue, reproduce as module
+from gpvae.data import CHOICES
+from gpvae.study.catalogue import PAGES, PRESETS, STUDIES, _varied, page
+from gpvae.study.commands import gap_command, reproduce_command
 from gpvae.study.defaults import _STEPS
 from gpvae.study.reproduce import opening, render, shown, train_study
 from gpvae.study.run import run
@@ -77,6 +78,51 @@ def test_a_study_is_a_preset_too():
     assert list(varied.specs) == [RunSpec("static_mnist", m, z, s, "cpu", "gaussian", 500, settings=(("lr", 0.01),)) for s in (0, 1) for m in ("vae", "sa-1") for z in (10, 20)]
     assert varied.lines == tuple(s.method for s in varied.specs)
 
+# --- pages by name ------------------------------------------------------------------------------------------------------------------------------
+
+GREY, FOUR = dict(likelihood="gaussian", settings=(("kl_warmup", 0), ("weight_decay", 0.4))), ["vae", "gpvae-mean", "gpvae", "full"]
+
+@pytest.mark.parametrize("name, parts", [
+    ("grey_mnist", [dict(dataset="mnist", methods=FOUR, seeds=3, **GREY), dict(dataset="mnist", methods=["sa-4", "iaf-4", "hf-4", "me-3", "rme-3"], seeds=1, **GREY)]),
+    ("grey_mnist_z10-20-50", [dict(dataset="mnist", methods=FOUR, seeds=3, z_dims=(10, 20, 50), **GREY)]),
+    ("grey_mnist_n50000", [dict(dataset="mnist", methods=FOUR[:3], seeds=1, n_train=50_000, **GREY)]),
+    ("binary_omniglot", [dict(dataset="omniglot", methods=FOUR, seeds=2), dict(dataset="omniglot", methods=["sa-4", "iaf-4"], seeds=1)]),
+    *[(f"colour_{k}", [dict(dataset=k, methods=m, seeds=s, likelihood="gaussian", settings=(*GREY["settings"], ("n_test", n))) for m, s in ((FOUR, 2), (["sa-4", "iaf-4"], 1))]) for k, n in (("cifar10", 2000), ("celeba", 1000))]])
+def test_a_page_by_name_has_the_specifications_of_its_arguments(name, parts):
+    "The very same ones, so the rows that are kept are found."
+    study = page(preset=name)
+    assert sorted(study.specs, key=repr) == sorted((s for part in parts for s in page(budget="cpu", **part).specs), key=repr)
+    assert study.name == module._page_name(study) == name and [s.seed for s in study.specs] == sorted(s.seed for s in study.specs)
+    assert study.title == f"Likelihoods on {PRESETS[name].title}"
+
+def test_names_of_pages_are_no_names_of_image_sets_or_budgets():
+    assert not set(PRESETS) & {*CHOICES, *PAGES, *STUDIES} and len({page(preset=name).title for name in PRESETS}) == len(PRESETS)
+    own = page("/a folder/grey_mnist.npz", "cpu")
+    assert module._page_name(own) == "grey_mnist_own"
+
+def test_other_arguments_change_a_page_by_name_into_another_grid():
+    whole = page(preset="grey_mnist")
+    assert page("mnist", "cpu", preset="grey_mnist", settings=(("weight_decay", 0.4),)) == whole # what is so anyway
+    for changed in (dict(seeds=1), dict(methods=["vae"]), dict(z_dims=[10]), dict(settings=(("epochs", 3),)), dict(dataset="fashion"), dict(n_train=500), dict(likelihood="gaussian-pixel")):
+        study = page(preset="grey_mnist", **changed)
+        assert study.name != "grey_mnist" and module._page_name(study) not in PRESETS and {*GREY["settings"]} <= {*study.specs[0].settings}
+    few = page(preset="grey_mnist", methods=["sa-4", "vae", "iaf-1", "gpvae:1"])
+    assert {m: sum(s.method == m for s in few.specs) for m in few.methods} == {"sa-4": 1, "vae": 3, "iaf-1": 3, "gpvae": 1}
+
+def test_a_method_may_have_a_number_of_seeds():
+    study = page("digits", "smoke", ["vae:3", "gpvae", "sa-4:1"], 2)
+    assert [(s.method, s.seed) for s in study.specs] == [("vae", 0), ("gpvae", 0), ("sa-4", 0), ("vae", 1), ("gpvae", 1), ("vae", 2)]
+    assert study.name == "smoke" and page("digits", "smoke", {"vae": 3, "gpvae": None, "sa-4": 1}, 2) == study
+    grid = lambda *words: module._page_name(page("digits", "smoke", [*words], z_dims=[4]))
+    assert grid("vae:3", "gpvae") == grid("vae", "gpvae:2") == grid("vae", "gpvae") # seeds are added to a page
+
+def test_the_template_is_told_the_name_or_the_numbers_of_seeds():
+    names = module._Names()
+    names.read = lambda spec: (replace(spec, likelihood="gaussian", n_train=10_000), "5cd952ad2424aa", (1, 28, 28))
+    assert module._parameters(page(preset="grey_mnist"), None, [], names) == dict(checksum="5cd952ad2424", preset="grey_mnist")
+    told = module._parameters(page("mnist", "cpu", ["vae:2", "gpvae"], z_dims=[5]), ["vae:2", "gpvae"], [], names)
+    assert told["methods"] == "vae:2 gpvae" and module._parameters(page("mnist", "cpu", ["vae:2"]), ["vae:2"], [], names)["more"] == "vae"
+
 # --- wrong arguments ----------------------------------------------------------------------------------------------------------------------------
 
 WRONG = {
@@ -99,6 +145,12 @@ WRONG = {
     "method of a study": (["--study", "sizes", "--methods", "gpvae"], "method of the study sizes 'gpvae' is unknown"),
     "set by a study":    (["--study", "steps", "--set", "milestones=(3.,)"], "milestones is given 2 times"),
     "seeds of a study":  (["--study", "sizes", "--seeds", "0"], "seeds is 0: a study needs at least one"),
+    "preset":           (["--preset", "gray_mnist"], "preset 'gray_mnist' is unknown: did you mean 'grey_mnist'?"),
+    "method of a preset": (["--preset", "grey_mnist", "--methods", "gpvea"], "method 'gpvea' is unknown: did you mean 'gpvae'?"),
+    "number of seeds":  (["--methods", "vae:many"], "method 'vae:many': a number of seeds follows its name, as in vae:3"),
+    "no seeds":         (["--methods", "vae:0"], "method 'vae:0': a number of seeds"),
+    "negative seeds":   (["--methods", "vae:-1"], "method 'vae:-1': a number of seeds"),
+    "preset and study": (["--preset", "grey_mnist", "--study", "sizes"], "study sizes and preset grey_mnist: give one of both"),
     "lines of a study":  (["--study", "learning_curve", "--n_train", "500"], "n_train=500 makes lines of the study learning_curve equal: leave it out"),
 }
 
@@ -122,7 +174,7 @@ POISON = "__import__('os').system('touch poisoned')"
     ("z_dims", POISON, 'write whole numbers, as in 20 or "[10, 20]"'), ("n_train", POISON, "write whole numbers"), ("seeds", POISON, "write whole numbers"), ("z_dims", True, "write whole numbers"),
     ("n_train", "1 2", "write one whole number"), ("z_dims", 1.5, "write whole numbers"), ("likelihood", POISON, "choose one of bernoulli, gaussian"), ("methods", POISON, "choose one of vae, gpvae"),
     ("settings", POISON, "is not key=value"), ("settings", f"lr={POISON}", "expected something like"), ("failed", POISON, "it is a list of"), ("budget", POISON, "choose one of smoke"),
-    ("dataset", POISON, "has no run of"), ("n_train", 0, "pass at least 1"), ("z_dims", [0], "z_dim is 0")])
+    ("preset", POISON, "choose one of grey_mnist"), ("methods", "vae:9**9", "a number of seeds follows its name"), ("dataset", POISON, "has no run of"), ("n_train", 0, "pass at least 1"), ("z_dims", [0], "z_dim is 0")])
 def test_a_poisoned_parameter_runs_no_code(tmp_path, monkeypatch, name, value, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as e: shown(**{"dataset": "digits", "budget": "smoke", "store": Store(tmp_path), name: value})
@@ -205,6 +257,42 @@ def test_papermill_takes_text_from_any_folder(made, tmp_path, monkeypatch):
     table = lambda nb: [o.data["text/plain"] for o in outputs(nb) if "IWAE − vae" in o.get("data", {}).get("text/plain", "")]
     assert table(nb) == table(nbformat.read(made.page, as_version=4)) != []
 
+@pytest.fixture
+def own(made, tmp_path):
+    "A copy of the grid, which a test may add to."
+    shutil.copytree(made.folder, tmp_path / "copy")
+    return Made(tmp_path / "copy")
+
+def test_a_page_by_name_is_made_and_rendered_by_its_name(own, monkeypatch, capsys):
+    "By the command, and by papermill from the rows; the second seed of a method that is to have one is no row of the page."
+    named = catalogue._Preset("few digits", dict(dataset="digits", budget="smoke", methods={"vae": 2, "gpvae": 1}, **GRID))
+    monkeypatch.setitem(PRESETS, "few_digits", named)
+    monkeypatch.setattr(module, "_train", trained_here)
+    rendered = []
+    monkeypatch.setattr(module, "render", lambda *args, **more: rendered.append(more) or own.out)
+    where = ["--out", str(own.out), "--runs", str(own.runs), "--device", "cpu", "--quiet"]
+    assert reproduce_command([*WORDS[:3], "--seeds", "2", *WORDS[5:], *where]) == 0 # two seeds of both
+    assert reproduce_command(["--preset", "few_digits", "--plan", *where]) == 0
+    out = capsys.readouterr().out
+    assert "6 runs: 6 finished, 0 in the store, 0 missing" in out and "nothing is to be trained" in out
+    module.reproduce(preset="few_digits", runs=own.runs, out=own.out, device="cpu", bar=False)
+    assert rendered[-1]["name"] == rendered[-1]["preset"] == "few_digits" and rendered[-1]["title"] == "Likelihoods on few digits"
+    s = shown(preset="few_digits", store=Store(own.out))
+    assert s.rows.groupby("method").size().to_dict() == {"vae": 4, "gpvae": 2} and s.table["seeds"].tolist() == [2, 1, 2, 1]
+    assert shown("digits", "smoke", store=Store(own.out), methods="vae gpvae", **{k: v for k, v in GRID.items() if k != "settings"}, settings=list(map("{0[0]}={0[1]}".format, GRID["settings"]))).table["seeds"].tolist() == [2] * 4
+    with pytest.raises(InputError, match="no run of digits at budget smoke like this: gpvae_reproduce --preset few_digits makes them"): shown(preset="few_digits", store=Store(own.folder / "empty"))
+
+def test_gaps_of_a_grid_are_kept_and_stand_on_its_page(own, capsys):
+    where = ["--out", str(own.out), "--runs", str(own.runs), "--device", "cpu", "--quiet", "--test", "2", "--train", "2", "--valid", "2", "--temperatures", "2", "--chains", "2"]
+    words = [w for w in WORDS if w not in ("--seeds", "1")] # of one seed
+    assert gap_command([*words, *where]) == 0
+    out, _ = capsys.readouterr()
+    assert "z = 2\n" in out and "z = 3\n" in out and out.count("log p(x) − vae") == 2 and "which gpvae_reproduce reads" in out
+    s = shown("digits", "smoke", store=Store(own.out), methods="vae gpvae", z_dims="2 3", n_train=100, settings=[f"{k}={v}" for k, v in TINY.items()])
+    assert len(Store(own.out).gaps()) == 4 and "log p(x), 2 images" in s.marks and "IWAE-2" in s.marks
+    assert s.annealed.startswith("**How true log p(x) is.** Annealing took 2 temperatures and 2 chains. On 32 images") and s.annealed.count("\n| 2 | ") == s.annealed.count("\n| 3 | ") == 2
+    assert gap_command(["--preset", "grey_mnist", "--seed", "7", *where]) == 2 and "seed is 7: grey_mnist has no run of this seed" in capsys.readouterr().err
+
 def test_the_template_refuses_a_poisoned_parameter(made):
     with pytest.raises(InputError, match="write whole numbers"): render("digits", "smoke", made.runs, made.out, name="poisoned", z_dims=POISON)
     assert not (made.out / "poisoned.ipynb").exists()
@@ -225,7 +313,7 @@ def test_differences_are_within_one_size(sizes):
     assert s.table["IWAE-100"].str.partition(" ")[0].tolist() == ["-92.01", "-91.01", "-93.01", "-95.01"]
     said = opening(s)
     assert "With 2 latent dimensions: **Yes, it does**: the difference in IWAE-100 is +1.00" in said and "With 3 latent dimensions: **No, it is lower**: the difference in IWAE-100 is -2.00" in said
-    assert "2, 3 latent dimensions, 8 runs" in s.setting
+    assert "2 and 3 latent dimensions, 8 runs" in s.setting
 
 def test_one_size_is_a_table_without_blocks(sizes):
     s = shown("digits", "smoke", store=sizes, methods=["vae"], z_dims="3", seeds="1")

@@ -1,4 +1,6 @@
 "Pages: failing runs are named and the others kept, a stopped command takes its children along, and a page says what the store says."
+import base64
+import io
 import os
 import signal
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from PIL import Image
 
 from gpvae.checks import InputError
 from gpvae.files import locked, sha256
@@ -18,7 +21,8 @@ from gpvae.statistics import bootstrap_interval
 from gpvae.study import commands, reproduce as module
 from gpvae.study.reproduce import opening, render, reproduce, shown, time_missing, train_missing
 from gpvae.study.run import run
-from gpvae.study.spec import BUDGETS, RunSpec, Settings
+from gpvae.study.catalogue import _treated
+from gpvae.study.spec import BUDGETS, RunSpec, Settings, settings_text
 from gpvae.study.store import Store, checkout
 from gpvae.study.tables import paired, seed_difference
 from test_store import made_up
@@ -240,7 +244,71 @@ def test_the_annealed_likelihood_stands_where_it_was_measured(grey):
     row = grey.runs().query("method == 'vae' and seed == 0 and z_dim == 20 and inflation == 1").iloc[0].to_dict()
     grey.keep_gaps(row, {f"{row['spec']}_test_log_px": np.full(7, 540.)})
     lines = columns_of(grey_page(grey).marks)
-    assert lines["`vae`"]["log p(x), 7 images"] == "**540.00**" and lines["`gpvae`"]["log p(x), 7 images"] == ""
+    assert lines["`vae`"]["log p(x), 7 images"] == "**540.00** (1 seed)" and lines["`gpvae`"]["log p(x), 7 images"] == ""
+
+def test_a_mean_over_fewer_seeds_says_so(grey):
+    "Two of three seeds were judged by a wider proposal: their column says so, and their widths are compared on the same two."
+    store = Store(grey.folder.parent / "fewer")
+    store.keep([grey_run(m, s, 20, level, i) for m, level in (("vae", 500.), ("gpvae", 502.)) for s in range(3) for i in (1., 1.4) if i == 1 or s < 2])
+    lines, widths = columns_of(grey_page(store).marks), grey_page(store).widths
+    assert lines["`vae`"]["IWAE-100, variances × 1.4"] == "509.05 ± 0.07 (2 seeds)" and lines["`vae`"]["ELBO"] == "499.10 ± 0.10"
+    assert widths["seeds"].tolist() == [2] * 4 and widths.loc[("vae", 1.4), "iwae"] - widths.loc[("vae", 1.), "iwae"] == pytest.approx(9)
+
+SANDWICH = dict(sandwich_error=.05, sandwich_largest=1.2, simulated=32, temperatures=50, chains=8, start="best", device="a machine", k=100, test_seconds_annealed=2., test_seconds_full=1., test_seconds_widths=.4)
+SANDWICH |= {"iwae_0.5": 500., "iwae_1.0": 500.}
+
+@pytest.mark.parametrize("distance, closes", [(0.1, True), (0.39, True), (0.41, False), (-0.2, True), (3., False)])
+def test_a_page_says_whether_the_two_sided_bound_closes(grey, distance, closes):
+    "Twice the error above the mean, against half a nat; the time of an image is that of annealing and of its start."
+    assert grey_page(grey).annealed == ""
+    for r in grey.runs().query("seed == 0 and inflation == 1").to_dict("records"):
+        grey.keep_gaps(r | SANDWICH | {"sandwich": distance if r["z_dim"] == 20 and r["method"] == "gpvae" else 0.}, {f"{r['spec']}_test_{k}": np.full(10, 540.) for k in ("log_px", "iwae_1.0")})
+    assert shown("mnist", "cpu", store=grey, methods="vae", likelihood="gaussian", z_dims="20", n_train=10_000, settings="weight_decay=0.02", seeds=1).annealed != ""
+    s = grey_page(grey, "[10, 20]")
+    assert s._replace(rows=s.rows[s.rows["seed"] > 0]).annealed == "" # of other seeds nothing was measured
+    assert ("The bounds close below 0.5 nats for every model." in s.annealed) == closes and ("**The bounds do not close below 0.5 nats for `gpvae` at z = 20**" in s.annealed) == (not closes)
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in s.annealed.splitlines() if line.startswith(("| 10", "| 20"))]
+    assert [line[:2] for line in lines] == [["10", "`vae`"], ["10", "`gpvae`"], ["20", "`vae`"], ["20", "`gpvae`"]] and {*map(len, lines)} == {7}
+    assert lines[3][2:] == ["1", f"{distance:.2f} ± 0.05", "1.20", "300", "20"] and "search for its start" in s.annealed
+    assert columns_of(grey_page(grey).marks)["`vae`"]["IWAE-100, the same images"] == "**540.00** (1 seed)"
+
+def test_what_dreams_and_a_step_win_stands_beside_the_run_as_trained(grey):
+    "Seed by seed and image by image, of each size; the refit of a density has its dreams from posteriors."
+    assert len(grey_page(grey).treated) == 0
+    spec = RunSpec("mnist", "vae", 20, 0, "cpu", "gaussian", 10_000, "none", (("weight_decay", 0.02),))
+    ways = {"a step": 3., "refitted": 4., "refitted, a step": 5.}
+    assert list(_treated(spec)) == list(ways) and dict(_treated(spec)["refitted"].settings)["dream_source"] == "posterior"
+    for what, more in ways.items():
+        for seed in range(2 if what == "refitted" else 1):
+            said = settings_text(_treated(replace(spec, seed=seed))[what].settings)
+            r = grey_run("vae", seed, 20, 500. + more)
+            r.metrics.update(settings=said, spec=sha256([what, seed])[:12])
+            grey.keep([r])
+    table = grey_page(grey, "[10, 20]").treated
+    assert table.index.tolist() == [(20, "vae", what) for what in ("a step", "refitted", "refitted, a step")] and table["seeds"].tolist() == [1, 2, 1]
+    refit = table.loc[(20, "vae", "refitted")]
+    assert refit["IWAE-100 as trained"] == "500.05 ± 0.07" and refit["IWAE-100"] == "504.05 ± 0.07" and refit["IWAE-100 gained"] == "+4.00 [+4.00, +4.00]"
+    assert table["ELBO gained"].str.split().str[0].tolist() == ["+3.00", "+4.00", "+5.00"]
+    one = grey_page(grey).treated
+    assert one.index.tolist() == [i[1:] for i in table.index] and list(one.columns) == list(table.columns)
+    (grey.folder / "images" / "mnist-cpu-10000.npz").unlink()
+    assert grey_page(grey).treated["ELBO gained"].tolist() == ["+3.00", "+4.00", "+5.00"] # no images, no interval
+
+@pytest.mark.parametrize("several", [False, True])
+def test_sizes_are_named_where_methods_are_told_apart(grey, several):
+    text = grey_page(grey, "[10, 20]" if several else "20").told_apart
+    assert text.count("told apart from `vae` by IWAE") == 1 + several and text.startswith("z = 10. Of 1" if several else "Of 1") and ("z = 20. " in text) == several
+
+def test_a_figure_keeps_its_size_and_its_colours(tmp_path):
+    "Up to 256 colours, on white; as many grey levels are kept as they are."
+    figure = np.full((40, 64, 4), 255, np.uint8)
+    figure[:16, :, :3] = np.arange(16 * 64).reshape(16, 64, 1) // 5
+    figure[30:] = 0 # transparent
+    found = io.BytesIO()
+    Image.fromarray(figure).save(found, "PNG")
+    smaller = module._smaller(base64.b64encode(found.getvalue()).decode())
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(smaller))).convert("RGB")).astype(int)
+    assert image.shape == (40, 64, 3) and abs(image[:30] - figure[:30, :, :3]).max() <= 1 and (image[30:] == 255).all()
 
 def test_widths_of_a_page_with_changed_settings(grey):
     widths = grey_page(grey).widths

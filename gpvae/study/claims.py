@@ -18,7 +18,8 @@ from ..data import CHOICES
 from ..files import read_json
 from ..gp_encoder import Uncertainty
 from ..statistics import bootstrap, mean_error, seed_interval, spearman, text_interval
-from .spec import METHODS, RunSpec, parse_setting, refit_of, set_title
+from .catalogue import _and_step, _dreaming
+from .spec import METHODS, RunSpec, parse_setting, set_title
 from .store import _ALIKE, Store, select
 from .tables import _gain, _over_seeds, _with_images, paired, seed_difference
 from .verdict import Report, chosen
@@ -267,8 +268,6 @@ def _identity_text(s: _Setting) -> str: # Markdown; empty where nothing was meas
     return f"{s.name}: {'; '.join(said)}." if said else ""
 
 # %% ../../nbs/87_claims.ipynb #f2ddf41a
-_STEP = (("natural_step", 0.5),)
-
 def _vae_of(s: _Setting) -> RunSpec: # of seed 0
     "The specification of the VAE of a setting."
     one = s.runs.iloc[0]
@@ -279,15 +278,13 @@ def _vae_of(s: _Setting) -> RunSpec: # of seed 0
 def _passes(s: _Setting) -> dict[str, RunSpec]: # of seed 0
     "Encoders by what is done to them."
     vae, found = _vae_of(s), {}
-    source = {} if vae.likelihood == "bernoulli" else {"dream_source": "posterior"}
     for m in ("vae", _CONTROL, _METHOD, "full"):
         title, own = METHODS[m].title, replace(vae, method=m)
         shared = "" if m == "vae" else " on the VAE's decoder"
-        lines = {title: own, f"{title}{shared}, refitted": refit_of(vae, m, **source)}
-        if m != "vae": lines[f"{title}, refitted on its own decoder"] = refit_of(own, **source)
+        lines = {title: own, f"{title}{shared}, refitted": _dreaming(vae, m)}
+        if m != "vae": lines[f"{title}, refitted on its own decoder"] = _dreaming(own)
         for line, spec in lines.items():
-            found[line] = spec
-            found[f"{line}, a step"] = replace(spec, settings=(*spec.settings, *_STEP))
+            found[line], found[f"{line}, a step"] = spec, _and_step(spec)
     return found
 
 def _passed(s: _Setting, store: Store) -> pd.DataFrame: # with a column `line`

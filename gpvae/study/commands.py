@@ -36,10 +36,15 @@ class _Parser(argparse.ArgumentParser):
         more |= {"type": type(default)} if isinstance(default, int) else {}
         self.add_argument(f"--{name}", default=default, help=what + said, **more)
 
-    def shared(self) -> None:
+    def shared(self, preset: bool = False) -> None: # may there be one?
         "Options of the commands that begin with images."
-        self.option("dataset", RUN["dataset"], "name of an image set, or the path of an .npz")
-        self.option("budget", RUN["budget"], "preset of what costs time: smoke, cpu, paper or published")
+        usual = {k: None if preset else RUN[k] for k in ("dataset", "budget")}
+        what = dict(dataset="name of an image set, or the path of an .npz",
+                    budget="what costs time: smoke, cpu, paper or published")
+        for name, words in what.items():
+            said = f" (default: the preset's, else {RUN[name]})" if preset else ""
+            self.option(name, usual[name], words + said)
+        if preset: self.option("preset", None, "a page by name, which other arguments change: grey_mnist, …")
         self.everywhere()
 
     def everywhere(self) -> None:
@@ -62,7 +67,8 @@ class _Parser(argparse.ArgumentParser):
 
     def of_pages(self) -> None:
         "Options of the commands that render a page."
-        self.option("methods", None, "methods (default: those of the page or the study)", nargs="+")
+        self.option("methods", None, "methods, with numbers of their seeds where wanted: vae:3 sa-4:1 "
+                    "(default: those of the page or the study)", nargs="+")
         self.option("out", None, "folder of page and results (default: GPVAE_RESULTS, else nbs/results)")
 
 # %% ../../nbs/89_commands.ipynb #bdb05245
@@ -98,8 +104,8 @@ def _refit_parser() -> _Parser:
 def _reproduce_parser() -> _Parser:
     "Arguments of `gpvae_reproduce`."
     parser = _Parser("gpvae_reproduce", "Train what is missing, time it, and render the page of a data set: "
-                     "the budget's own, or one of any grid of methods, sizes and seeds.")
-    parser.shared()
+                     "the budget's own, one by name, or one of any grid of methods, sizes and seeds.")
+    parser.shared(preset=True)
     parser.of_pages()
     parser.grid()
     parser.option("jobs", None, f"runs side by side (default: {JOBS}; on a cluster the profile's, else "
@@ -107,7 +113,8 @@ def _reproduce_parser() -> _Parser:
     parser.option("executor", None, "run every model as a job of Snakemake, on this machine (local) or on a "
                   "cluster (slurm)")
     parser.option("profile", None, "folder of a Snakemake profile: partition, account, …")
-    parser.option("seeds", None, "seeds of each method (default: those of the page or the study)", type=int)
+    parser.option("seeds", None, "seeds of each method that has no number of its own (default: those of the "
+                  "page or the study)", type=int)
     parser.option("study", None, "train and keep a study of the catalogue on its own images, without a page: "
                   "sizes, …")
     parser.add_argument("--plan", action="store_true", help="say what is finished, what is missing and what "
@@ -118,9 +125,11 @@ def _reproduce_parser() -> _Parser:
 def _gap_parser() -> _Parser:
     "Arguments of `gpvae_gap`."
     parser = _Parser("gpvae_gap", "Measure the gaps of finished runs and render their page; what is measured "
-                     "is kept in the run folders, a killed call continues.")
-    parser.shared()
+                     "is kept in the run folders, a killed call continues. The page of another grid than a "
+                     "budget's is that of gpvae_reproduce, which has log p(x) then.")
+    parser.shared(preset=True)
     parser.of_pages()
+    parser.grid()
     parser.option("seed", RUN["seed"], "seed of the runs")
     counted = dict(test="test images", train="training images", valid="validation images",
                    temperatures="steps of the annealing", chains="chains of the annealing",
@@ -228,14 +237,17 @@ def reproduce_command(argv: Sequence[str]|None = None # None: those of the proce
     args = _reproduce_parser().parse_args(argv)
     _set_threads()
     def call():
+        from gpvae.checks import require
         from gpvae.study.reproduce import reproduce, train_study
         from gpvae.study.spec import parse_setting
         shared = dict(jobs=args.jobs, runs=args.runs, out=args.out, device=args.device, bar=not args.quiet,
                       plan=args.plan, executor=args.executor, profile=args.profile)
         grid = dict(methods=args.methods, seeds=args.seeds, likelihood=args.likelihood, n_train=args.n_train,
                     z_dims=args.z_dims or (), settings=tuple(map(parse_setting, args.set)))
+        one = args.study is None or args.preset is None
+        require(one, f"study {args.study} and preset {args.preset}: give one of both")
         if args.study: print(train_study(args.study, **shared, **grid).to_string())
-        else: reproduce(args.dataset, args.budget, **shared, **grid)
+        else: reproduce(args.dataset, args.budget, preset=args.preset, **shared, **grid)
     return _guarded(call, "gpvae_reproduce")
 
 # %% ../../nbs/89_commands.ipynb #86704985
@@ -248,11 +260,14 @@ def gap_command(argv: Sequence[str]|None = None # None: those of the process
         from gpvae.ais import AISConfig
         from gpvae.study.gaps import gap_report
         from gpvae.study.measure import GapSettings
+        from gpvae.study.spec import parse_setting
         annealing = AISConfig(args.temperatures, args.chains, start=args.start)
         settings = GapSettings(annealing, refine_steps=args.refine_steps)
         gap_report(args.dataset, args.budget, args.methods, seed=args.seed, settings=settings,
                    counts={split: getattr(args, split) for split in ("test", "train", "valid")},
-                   device=args.device, runs=args.runs, out=args.out, page=args.page, bar=not args.quiet)
+                   device=args.device, runs=args.runs, out=args.out, page=args.page, bar=not args.quiet,
+                   preset=args.preset, likelihood=args.likelihood, n_train=args.n_train,
+                   z_dims=args.z_dims or (), changed=tuple(map(parse_setting, args.set)))
     return _guarded(call, "gpvae_gap")
 
 # %% ../../nbs/89_commands.ipynb #498a365d

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..checks import require
 from ..files import commit, device_name, pick_device
 from ..statistics import mean_and_error
+from .catalogue import PAGES, PRESETS, Study
 from .catalogue import page as page_of
 from .defaults import GAP
 from .measure import COUNTS, GapSettings, Measured, check_counts, measure_run
@@ -21,7 +22,7 @@ from .reproduce import check_rendering, render
 from .run import RunResult, is_finished, run_folder, runs_root
 from .spec import RunSpec
 from .store import Store
-from .verdict import decomposition, read_report
+from .verdict import Report, decomposition, read_report
 
 # %% ../../nbs/88_gaps.ipynb #e3c7f736
 def _rounded(v: Float[np.ndarray, "n"],
@@ -82,22 +83,28 @@ def _kept_row(run: RunResult,
 def _command(s: RunSpec) -> str:
     "The command that trains a specification."
     settings = "".join(f" --set '{k}={v}'" for k, v in s.settings)
+    more = {k: getattr(s, k) for k in ("likelihood", "n_train")}
+    more = "".join(f" --{k} {v}" for k, v in more.items() if v is not None)
     return (f"gpvae_run --dataset {s.dataset} --method {s.method} --z_dim {s.z_dim} --seed {s.seed} "
-            f"--budget {s.budget}{settings}")
+            f"--budget {s.budget}{more}{settings}")
 
 # %% ../../nbs/88_gaps.ipynb #90fc28fb
-def _finished_runs(dataset: str, budget: str,
-                   methods: list[str]|None,  # None: the page's
-                   seed: int,
-                   runs: Path                # folder of the runs
+def _of_seed(study: Study, seed: int) -> list[RunSpec]:
+    "One run of each method and size: of a preset those that have the seed."
+    if study.name not in PRESETS: return [replace(s, seed=seed) for s in study.specs if s.seed == 0]
+    specs = [s for s in study.specs if s.seed == seed]
+    require(len(specs) > 0, f"seed is {seed}: {study.name} has no run of this seed")
+    return specs
+
+def _finished_runs(specs: list[RunSpec],
+                   runs: Path           # folder of the runs
                   ) -> list[tuple[RunSpec, RunResult]]:
     "The runs of a page, opened."
-    specs = [replace(s, seed=seed) for s in page_of(dataset, budget, methods, 1).specs]
     change = "set GPVAE_RUNS or pass --runs with the folder of the finished runs"
     require(runs.is_dir(), f"{runs} is not a folder: {change}")
     folders = [run_folder(s, runs) for s in specs]
     for s, folder in zip(specs, folders):
-        what = f"{s.method} seed {seed} is not finished: {folder} has no whole run"
+        what = f"{s.method} seed {s.seed} is not finished: {folder} has no whole run"
         require(is_finished(folder), f"{what}, train it first by {_command(s)}")
     return [(s, RunResult.open(folder, s)) for s, folder in zip(specs, folders)]
 
@@ -114,8 +121,8 @@ def _measure_and_keep(spec: RunSpec, run: RunResult, store: Store, counts: dict[
     store.keep_gaps(row, _kept_images(row["spec"], m))
 
 # %% ../../nbs/88_gaps.ipynb #2e6f29f8
-def gap_report(dataset: str,
-               budget: str,                     # name of a page
+def gap_report(dataset: str|None = None,        # None: the preset's
+               budget: str|None = None,         # name of a page; None: the preset's
                methods: list[str]|None = None,  # None: the page's
                seed: int = 0,
                counts: dict[str, int] = COUNTS, # images of each split
@@ -124,17 +131,30 @@ def gap_report(dataset: str,
                runs: str|Path|None = None,      # folder of the runs
                out: str|Path|None = None,       # folder of page and results; None: the store's
                page: str = GAP["page"],         # name of the page
-               bar: bool = True                 # progress bars
-              ) -> Path:                        # the page
-    "Measure finished runs, keep the results and render the page; prints the table."
+               bar: bool = True,                # progress bars
+               changed: tuple[tuple[str, object], ...] = (), # settings of the runs, as `page` takes them
+               **grid                           # likelihood, z_dims, n_train and preset of `page`
+              ) -> Path|None:                   # the page; None where it is that of `reproduce`
+    "Measure finished runs, keep the results and render the page of a budget; prints the table."
     check_counts(counts)
     runs, store = runs_root(runs), Store(out)
-    check_rendering("gap", store.folder, page)
-    found = _finished_runs(dataset, budget, methods, seed, runs)
+    study = page_of(dataset, budget, methods, settings=changed, **grid)
+    usual = study.name in PAGES
+    if usual: check_rendering("gap", store.folder, page)
+    found = _finished_runs(_of_seed(study, seed), runs)
     for spec, run in found:
         _measure_and_keep(spec, run, store, counts, settings, device, bar)
-    name = found[0][0].image_set
+    if not usual: return _show_gaps([run.metrics["spec"] for _, run in found], store)
+    name, budget = found[0][0].image_set, study.name
     print(decomposition(read_report(name, budget, store.folder)).T.to_string())
     path = render(name, budget, runs, store.folder, "gap", page, "Gaps")
     print(f"\npage  {path}\ntable {store.folder / 'gaps.csv'}")
     return path
+
+def _show_gaps(names: list[str], store: Store) -> None: # of runs
+    "Print what was measured, one table for each number of latent dimensions."
+    rows = store.gaps()
+    for z, found in rows[rows["spec"].isin(names)].groupby("z_dim"):
+        report = Report(found.set_index("method"), store.gap_images(found))
+        print(f"z = {z}", decomposition(report).T.to_string(), sep="\n")
+    print(f"\ntable {store.folder / 'gaps.csv'}, which gpvae_reproduce reads for the page of these runs")

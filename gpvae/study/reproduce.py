@@ -7,7 +7,9 @@ __all__ = ['train_missing', 'time_missing', 'train_study', 'shown', 'opening', '
 
 # %% ../../nbs/88_reproduce.ipynb #97c1d8fb
 import ast
+import base64
 import importlib.util
+import io
 import math
 import os
 import re
@@ -23,22 +25,24 @@ from pathlib import Path
 from typing import IO, NamedTuple
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 from ..checks import InputError, choose, require
 from ..data import CHOICES
 from ..files import device_name, open_folder, pick_device, read_json, write_atomically
 from ..gp_encoder import Uncertainty
 from ..likelihoods import bits_per_dim
-from ..statistics import bootstrap_interval, text_interval
-from .catalogue import PAGES, STUDIES, Study, _varied, page
+from ..statistics import bootstrap_interval, interval, seed_interval, spread, text_interval
+from .catalogue import (PAGES, PRESETS, STUDIES, Study, _Methods, _own_seeds, _treated, _varied,
+                                   page)
 from .cluster import _check_executor, _Job, _Workflow
-from .defaults import _CLUSTER_JOBS, _STEPS, JOBS, RUN
+from .defaults import _CLUSTER_JOBS, _STEPS, JOBS
 from .run import TIMES, RunResult, is_finished, runs_root, time_run
 from .spec import (METHODS, RunSpec, Settings, build_model, check_spec, load_images, parent_of,
                               parse_setting, set_title, settings_of, settings_text, spec_hash, trained_of)
 from .store import Store, check_alike, checkout, select
-from .tables import (_leaders, _marked, _with_images, likelihood_table, line_table, markdown_table,
-                                paired, seed_difference)
+from .tables import (_gain, _leaders, _marked, _over_seeds, _with_images, likelihood_table,
+                                line_table, markdown_table, paired, seed_difference)
 
 # %% ../../nbs/88_reproduce.ipynb #4c1bf7dc
 class _Failure(NamedTuple):
@@ -612,7 +616,8 @@ class _Shown(NamedTuple):
     @property
     def told_apart(self) -> str: # Markdown
         "Which methods are told apart from the reference, of each number of latent dimensions."
-        return "\n\n".join(filter(None, map(_told_apart, self.blocks.values())))
+        said = {z: text for z, block in self.blocks.items() if (text := _told_apart(block))}
+        return "\n\n".join(f"z = {z}. {text}" if len(self.blocks) > 1 else text for z, text in said.items())
 
     @property
     def setting(self) -> str: # Markdown
@@ -622,7 +627,9 @@ class _Shown(NamedTuple):
         pixels = f"binarisation `{one['binarisation']}`, {one['likelihood']} likelihood"
         size = f"{one['n_train']:,} training images"
         changed = f", changed `{one['settings']}`" if one["settings"] else ""
-        sizes = ", ".join(map(str, self.rows["z_dim"].unique()))
+        judged = dict(self.study.specs[0].settings).get("n_test")
+        if judged is not None: size += f", judged on the first {judged:,} test images"
+        sizes = " and ".join(map(str, self.rows["z_dim"].unique()))
         return (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent "
                 f"dimensions, {n} run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}").strip()
 
@@ -631,6 +638,15 @@ class _Shown(NamedTuple):
         "The methods by full name, each with its idea and a link to its page."
         known = [(m, METHODS[m]) for m in self.methods]
         return "\n".join(f"- `{m}`: {of.title}. {of.idea} [Page](../{of.page})" for m, of in known)
+
+    @property
+    def central(self) -> list[str]: return [m for m in _about(self) if m] # what the page is about
+
+    @property
+    def treated(self) -> pd.DataFrame: return self.per_z(_treated_table) # what dreams and a step win
+
+    @property
+    def annealed(self) -> str: return _annealed_text(self) # Markdown; empty where nothing was annealed
 
     @property
     def widths(self) -> pd.DataFrame: return _widths(self) # IWAE and ESS; empty with one factor
@@ -663,15 +679,19 @@ def _inflated(s: _Shown) -> pd.DataFrame: # runs, those of the page among them
     same = ["dataset", "checksum", "likelihood", "binarisation", "budget", "n_train", "z_dim", "protocol"]
     rows = s.store.runs()
     if not len(rows) or not len(s.rows): return rows.iloc[:0]
-    rows = rows[(rows[same] == s.rows[same].iloc[0]).all(axis=1) & rows["method"].isin(s.methods)]
+    known = set(zip(s.rows["method"], s.rows["seed"]))
+    rows = rows[(rows[same] == s.rows[same].iloc[0]).all(axis=1)]
+    rows = rows[np.array([pair in known for pair in zip(rows["method"], rows["seed"])], bool)]
     return rows[rows["settings"].map(_as_trained) == _as_trained(s.rows["settings"].iloc[0])]
 
 def _widths(s: _Shown) -> pd.DataFrame:
-    "IWAE and ESS of the models of a page by the width of the proposal."
+    "IWAE and ESS of the models of a page by the width of the proposal, the same models under each."
     rows = _inflated(s)
     if not len(rows): return pd.DataFrame()
-    table = rows.groupby(["method", "inflation"])[["iwae", "ess"]].mean().round(2)
-    return table if rows["inflation"].nunique() > 1 else table.iloc[:0]
+    widths = rows.groupby(["method", "seed"])["inflation"].transform("nunique")
+    rows = rows[(widths == widths.groupby(rows["method"]).transform("max")) & (widths > 1)]
+    groups = rows.groupby(["method", "inflation"])
+    return groups[["iwae", "ess"]].mean().round(2).assign(seeds=groups.size())
 
 def _x_dim(rows: pd.DataFrame) -> int|None:
     "Pixels times channels, by a run folder, else by the name of a known set."
@@ -707,7 +727,11 @@ def _quantities(s: _Shown) -> list[_Quantity]:
     images = s.store.gap_images(gaps)
     rows = _with_images(gaps, images, "test_log_px")
     n = min((len(images[f"{spec}_test_log_px"]) for spec in rows["spec"]), default=0)
-    return found + [_Quantity(f"log p(x), {n} images", rows, images, "test_log_px")] * bool(n)
+    if not n: return found
+    found.append(_Quantity(f"log p(x), {n} images", rows, images, "test_log_px"))
+    beside = _with_images(rows, images, "test_iwae_1.0")
+    same = len(beside) == len(rows)
+    return found + [_Quantity(f"{iwae}, the same images", beside, images, "test_iwae_1.0")] * same
 
 # %% ../../nbs/88_reproduce.ipynb #d69c14ba
 def _bits(q: _Quantity, x_dim: int) -> dict[str, str]: # Markdown, by method
@@ -721,14 +745,23 @@ def _with_width(rows: pd.DataFrame, texts: dict[str, str]) -> dict[str, str]: # 
     factors = {m: sorted(set(g["width"])) for m, g in rows.groupby("method")}
     return {m: f"{text} (× {' or '.join(f'{w:g}' for w in factors[m])})" for m, text in texts.items()}
 
+def _with_seeds(said: dict[str, str], rows: pd.DataFrame, usual: pd.Series # seeds by method
+               ) -> dict[str, str]: # Markdown, by method
+    "The same, with the number of seeds where it is not the usual one."
+    of = rows.groupby("method").size()
+    few = {m: f" ({of[m]} seed{'s' if of[m] > 1 else ''})" for m in said if of[m] != usual[m]}
+    return {m: text + few.get(m, "") for m, text in said.items()}
+
 def _marked_columns(s: _Shown) -> dict[str, dict[str, str]]: # label -> method -> Markdown
     "Columns of a page of one number of latent dimensions; those of a density in bits for each pixel too."
     columns, quantities = {}, _quantities(s)
+    seeds = s.rows.groupby("method").size()
     for q in quantities:
-        columns[q.label] = _marked(q.rows, q.images, q.column)
+        columns[q.label] = _with_seeds(_marked(q.rows, q.images, q.column), q.rows, seeds)
         if q.column == "iwae_widened": columns[q.label] |= _with_width(q.rows, columns[q.label])
     grey = s.rows["likelihood"].iloc[0] != "bernoulli" and _x_dim(s.rows)
-    best = next(q for q in reversed(quantities) if q.column.startswith("iwae"))
+    of_all = [q for q in quantities if q.column.startswith("iwae") and {*q.rows["method"]} >= {*s.methods}]
+    best = of_all[-1]
     return columns | ({f"{best.label}, bits per dimension": _bits(best, _x_dim(s.rows))} if grey else {})
 
 def _marks(s: _Shown) -> str: # Markdown
@@ -761,6 +794,91 @@ def _cost_table(s: _Shown) -> pd.DataFrame: # of one number of latent dimensions
     found["epoch, s"] = means["epoch_seconds"].map("{:.1f}".format)
     found["training, s"], found["memory, MB"] = table["training, s"], means["peak_mb"].map("{:.0f}".format)
     return found
+
+# %% ../../nbs/88_reproduce.ipynb #f887bbf4
+_CLOSED = 0.5 # nats
+
+def _annealed_rows(s: _Shown) -> pd.DataFrame: # one a run
+    "Distance of the two bounds on drawn images, and seconds of an image by annealing and by IWAE."
+    gaps = s.store.gaps()
+    if "sandwich" not in gaps: return pd.DataFrame()
+    gaps = gaps[gaps["spec"].isin(s.rows["spec"])].dropna(subset=["sandwich"])
+    images = s.store.gap_images(gaps)
+    gaps = _with_images(gaps, images, "test_log_px")
+    if not len(gaps): return pd.DataFrame()
+    n = np.array([len(images[f"{spec}_test_log_px"]) for spec in gaps["spec"]])
+    widths = [c for c in gaps if re.fullmatch(r"iwae_[\d.]+", c)]
+    begin = gaps["test_seconds_full"].where(gaps["start"] == "best", 0.) # its start is searched
+    return gaps.assign(images=n, widest=gaps["sandwich"] + 2 * gaps["sandwich_error"],
+                       annealing=(gaps["test_seconds_annealed"] + begin) / n,
+                       iwae=gaps["test_seconds_widths"] / gaps[widths].notna().sum(axis=1) / n)
+
+def _annealed_lines(rows: pd.DataFrame) -> pd.DataFrame: # rows of `_annealed_rows`
+    "One line for each method and number of latent dimensions."
+    g = rows.groupby(["z_dim", "method"], sort=False)
+    distance = [f"{r['sandwich'].mean():.2f} ± {r['sandwich_error'].max():.2f}" for _, r in g]
+    lines = pd.DataFrame({"z": [z for z, _ in g.groups], "method": [f"`{m}`" for _, m in g.groups]})
+    lines["seeds"], lines["upper − lower, nats"] = g.size().to_numpy(), distance
+    lines["largest, nats"] = g["sandwich_largest"].max().map("{:.2f}".format).to_numpy()
+    for name in ("annealing", "iwae"):
+        label = f"{name.replace('iwae', f'IWAE-{rows.k.iloc[0]}')}, ms per image"
+        lines[label] = [f"{v:,.0f}" if v >= 10 else f"{v:.2g}" for v in 1000 * g[name].mean()]
+    return lines.set_index("z")
+
+# %% ../../nbs/88_reproduce.ipynb #a3a0219f
+def _annealed_text(s: _Shown) -> str: # Markdown; empty where nothing was annealed
+    "How far the two-sided bound closes for each model, and where it does not."
+    rows = _annealed_rows(s) if len(s.rows) else pd.DataFrame()
+    if not len(rows): return ""
+    order = dict(zip(s.methods, range(len(s.methods))))
+    rows = rows.sort_values(["z_dim", "method"], key=lambda c: c.map(order) if c.name == "method" else c)
+    counts = {k: _span(rows[k].astype(int).tolist()) for k in ("temperatures", "chains", "simulated")}
+    apart = rows[~(rows["widest"] < _CLOSED)]
+    at = dict.fromkeys(f"`{r.method}` at z = {r.z_dim}" for r in apart.itertuples())
+    closed = f"The bounds close below {_CLOSED} nats for every model." if not at else (
+        f"**The bounds do not close below {_CLOSED} nats for {', '.join(at)}**: there log p(x) by annealing "
+        "may be too low by as much, and is no more than a lower bound in expectation.")
+    start = " and of the search for its start, the best Gaussian" if (rows["start"] == "best").any() else ""
+    return (f"**How true log p(x) is.** Annealing took {counts['temperatures']} temperatures and "
+            f"{counts['chains']} chains. On {counts['simulated']} images drawn from each model it gives an "
+            "upper bound too. The table has the distance of the two, ± the standard error over images. "
+            f"{closed} Times are those of annealing{start}, on {', '.join(rows['device'].unique())}."
+            f"\n\n{markdown_table(_annealed_lines(rows))}")
+
+# %% ../../nbs/88_reproduce.ipynb #5a89f32e
+def _treated_rows(s: _Shown) -> pd.DataFrame: # with a column `done`
+    "Rows of what was made of the runs of a page, of one number of latent dimensions."
+    one, of = s.rows.iloc[0], {spec.method: spec for spec in s.study.specs}
+    same = {k: one[k] for k in ("dataset", "likelihood", "binarisation", "z_dim", "n_train")}
+    wanted = {}
+    for m, seed in zip(s.rows["method"], s.rows["seed"]):
+        ways = _treated(replace(of[m], seed=seed, **same))
+        wanted |= {(what, m, seed): spec for what, spec in ways.items()}
+    rows = s.store.runs()
+    found = select(rows[rows["checksum"] == one["checksum"]], wanted.values())
+    return found.assign(done=[list(wanted)[i][0] for i in found.index])
+
+def _gain_cells(own: pd.DataFrame, treated: pd.DataFrame, images: dict[str, np.ndarray]) -> dict[str, object]:
+    "ELBO and IWAE of one method without and with, and the paired difference."
+    own = own[own["seed"].isin(treated["seed"])]
+    cells, both = {"seeds": len(treated)}, pd.concat([own.assign(method="own"), treated.assign(method="new")])
+    for label, column in (("ELBO", "elbo"), (f"IWAE-{own['iwae_k'].iloc[0]}", "iwae")):
+        cells |= {f"{label} as trained": spread(own[column]), label: spread(treated[column])}
+        kept = len(_with_images(both, images, column)) == len(both)
+        d = paired(both, images, "new", "own", column) if kept else None
+        gained = interval(d, seed_interval if len(treated) > 1 else bootstrap_interval)
+        cells[f"{label} gained"] = gained or f"{treated[column].mean() - own[column].mean():+.2f}"
+    return cells
+
+def _treated_table(s: _Shown) -> pd.DataFrame: # of one number of latent dimensions
+    "One line for each method and what was done to it; empty where nothing was."
+    rows = _treated_rows(s) if len(s.rows) else pd.DataFrame()
+    if not len(rows): return pd.DataFrame()
+    images = s.images | s.store.images(rows)
+    groups = {(m, what): g for (m, what), g in rows.groupby(["method", "done"])}
+    order = [(m, what) for m in s.methods for what in dict.fromkeys(rows["done"]) if (m, what) in groups]
+    lines = {key: _gain_cells(s.rows[s.rows["method"] == key[0]], groups[key], images) for key in order}
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis(["method", "encoder"])
 
 # %% ../../nbs/88_reproduce.ipynb #19e1cc71
 def _grey_text(s: _Shown) -> str: # Markdown; empty for binary pixels
@@ -841,54 +959,63 @@ def _failures(value: object) -> tuple[tuple[str, int, int, str], ...]:
     return tuple(map(tuple, lists))
 
 # %% ../../nbs/88_reproduce.ipynb #23d08146
-def _command(dataset: str, budget: str, **asked: object) -> str:
+def _command(study: Study, **asked: object) -> str:
     "The command that makes a page."
-    said = {k: v for k, v in asked.items() if v}
+    if study.name in PRESETS: return f"gpvae_reproduce --preset {study.name}"
+    one = study.specs[0]
+    said = dict(dataset=one.image_set, budget=one.budget) | {k: v for k, v in asked.items() if v}
     words = "".join(f" --{k} {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in said.items()
                     if k != "settings")
     changes = "".join(f" --set '{k}={v}'" for k, v in said.get("settings", ()))
-    return f"gpvae_reproduce --dataset {dataset} --budget {budget}{words}{changes}"
+    return f"gpvae_reproduce{words}{changes}"
 
-def _rows_of(store: Store, dataset: str, budget: str, methods: list[str], seeds: int|None, checksum: str,
-             asked: dict[str, object]) -> pd.DataFrame: # asked: what else `page` is given
-    "The rows of a page, all seeds that there are unless their number is given."
-    rows = store.runs()
+def _all_seeds(rows: pd.DataFrame, study: Study) -> int: # not fewer than the study's
+    "How many seeds there are of runs like those of a study."
+    one = study.specs[0]
+    said = dict(dataset=one.image_set, budget=one.budget, settings=settings_text(one.settings))
+    same = rows[(rows[list(said)] == pd.Series(said)).all(axis=1)]
+    return 1 + max([s.seed for s in study.specs] + same["seed"].tolist())
+
+def _rows_of(store: Store, study: Study, checksum: str, asked: dict[str, object]
+            ) -> pd.DataFrame: # asked: what `page` is given
+    "The rows of a page: of a preset its own, else all seeds that there are unless their number is given."
+    rows, specs, n_train = store.runs(), study.specs, asked["n_train"]
     if len(rows) and checksum: rows = rows[rows["checksum"] == checksum]
     if not len(rows): return rows
-    specs = page(dataset, budget, methods, **asked).specs
-    if seeds is None:
-        said = settings_text(specs[0].settings)
-        same = rows[(rows["dataset"] == dataset) & (rows["budget"] == budget) & (rows["settings"] == said)]
-        seeds = 1 + max([s.seed for s in specs] + same["seed"].tolist())
-    specs, n_train = page(dataset, budget, methods, seeds, **asked).specs, asked["n_train"]
+    if asked["seeds"] is None and study.name not in PRESETS:
+        specs = page(**asked | dict(seeds=_all_seeds(rows, study))).specs
     return select(rows, [replace(s, n_train=n_train) for s in specs] if n_train else specs)
 
 # %% ../../nbs/88_reproduce.ipynb #251929d8
-def shown(dataset: str,           # name of an image set
-          budget: str,            # one of PAGES
+def shown(dataset: str = "",      # name of an image set; "": the preset's
+          budget: str = "",       # one of PAGES; "": the preset's
           more: str = "",         # methods besides those of the page, with spaces between
           checksum: str = "",     # first digits of the pixels' checksum; "": any
           store: Store|None = None, # None: the repository's
-          *, methods: object = "", # instead of those of the page; words or a list
-          seeds: object = "",     # of each method; "": all that there are
+          *, methods: object = "", # instead of those of the page, as vae or vae:3; words or a list
+          seeds: object = "",     # of each other method; "": all that there are
           likelihood: str = "",   # "": the data set's
           z_dims: object = "",    # latent dimensions, one or several; "": the page's
           n_train: object = "",   # training images; "": the budget's
           settings: object = "",  # changed ones: key=value with spaces between, or a list
-          failed: object = ""     # runs that failed: a list of [method, z_dim, seed, error]
+          failed: object = "",    # runs that failed: a list of [method, z_dim, seed, error]
+          preset: str = ""        # one of PRESETS, which the others change
          ) -> _Shown:
     "What the store has for a page; `InputError` with the command that makes it where there is nothing."
-    store, number, failed = store or Store(), _number("seeds", seeds), _failures(failed)
-    asked = dict(likelihood=likelihood or None, z_dims=_numbers("z_dims", z_dims),
-                 n_train=_number("n_train", n_train), settings=_pairs(settings))
-    named = _words(methods) or None
-    study = page(dataset, budget, named, number, **asked)
-    all_methods = list(dict.fromkeys([*study.methods, *more.split()]))
-    if more.split(): study = page(dataset, budget, all_methods, number, **asked)
-    rows = _rows_of(store, dataset, budget, all_methods, number, checksum, asked)
-    require(len(rows) > 0, f"{store.folder / 'runs.csv'} has no run of {dataset} at budget {budget}"
-            f"{' like this' if study.name not in PAGES else ''}: "
-            f"{_command(dataset, budget, methods=named, seeds=number, **asked)} makes them")
+    store, failed = store or Store(), _failures(failed)
+    asked = dict(dataset=dataset or None, budget=budget or None, methods=_words(methods) or None,
+                 seeds=_number("seeds", seeds), likelihood=likelihood or None, preset=preset or None,
+                 z_dims=_numbers("z_dims", z_dims), n_train=_number("n_train", n_train),
+                 settings=_pairs(settings))
+    study, said = page(**asked), dict(asked)
+    added = [m for m in more.split() if m not in study.methods]
+    if added:
+        asked["methods"] = [*(asked["methods"] or study.methods), *added]
+        study = page(**asked)
+    rows = _rows_of(store, study, checksum, asked)
+    like = "" if study.name in PAGES else " like this"
+    require(len(rows) > 0, f"{store.folder / 'runs.csv'} has no run of {study.specs[0].image_set} at budget "
+            f"{study.specs[0].budget}{like}: {_command(study, **said)} makes them")
     check_alike(rows, but=("z_dim",))
     modes = store.modes()
     if len(modes): modes = modes[modes["spec"].isin(rows["spec"])]
@@ -921,12 +1048,12 @@ def _published_error(s: _Shown) -> str: # in words, of one run
 def _difference(s: _Shown, method: str, reference: str) -> tuple[str, str]: # an answer; the interval in words
     "Whether one method is better than another, by the interval of the paired difference."
     d = paired(s.rows, s.images, method, reference)
-    if len(d) > 1: _, low, high = seed_difference(s.rows, s.images, method, reference)
-    else: low, high = bootstrap_interval(d)
+    _, low, high = _gain(s.rows, s.images, method, reference, "iwae")
     if low > 0: said = "**Yes, it does**"
     elif high < 0: said = "**No, it is lower**"
     else: said = "**This is not shown**"
     over = f"{len(d)} seeds and {d.shape[1]} images" if len(d) > 1 else f"{d.shape[1]} images of one seed"
+    if len(d) == 1 and _over_seeds(s.rows): over += ", with the scatter of the seeds that others have"
     return said, f"{text_interval((d.mean(), low, high))} nats per image (95 % interval over {over})"
 
 def _answer(s: _Shown) -> str:
@@ -1019,6 +1146,7 @@ def render(dataset: str, budget: str,   # parameters of the template
            template: str = "reproduce", # its name
            name: str|None = None,       # of the page; None: the data set
            about: str = "Likelihoods",  # begins the title
+           title: str|None = None,      # all of it; None: what it is about, and the data set
            **parameters                 # more of them
           ) -> Path:                    # the page
     "Execute a template into a page."
@@ -1035,7 +1163,7 @@ def render(dataset: str, budget: str,   # parameters of the template
         except papermill.PapermillExecutionError as e:
             if e.ename != "InputError": raise
             raise InputError(e.evalue) from e
-    _clean(nb, f"{about} on {set_title(dataset)}")
+    _clean(nb, title or f"{about} on {set_title(dataset)}")
     import nbformat
     write_atomically(path, lambda p: p.write_text(nbformat.writes(nb), encoding="utf-8"))
     return path
@@ -1058,32 +1186,45 @@ def _clean_output(output) -> None: # of a cell, changed in place
     if "execution_count" in output: output["execution_count"] = None
     if output.output_type == "stream": output.pop("metadata", None)
     else: output["metadata"] = {}
+    data = output.get("data", {})
+    if "image/png" in data: data["image/png"] = _smaller(data["image/png"])
+
+def _smaller(png: str) -> str: # both in base64
+    "A figure with a palette of 256 colours, on white, which takes half the space."
+    figure = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", figure.size, "white"), figure).convert("RGB")
+    found = io.BytesIO()
+    flat.quantize(256, dither=Image.Dither.NONE).save(found, "PNG", optimize=True)
+    return base64.b64encode(found.getvalue()).decode()
 
 # %% ../../nbs/88_reproduce.ipynb #7a580341
 def _page_name(study: Study) -> str:
-    "The file of a page: the image set, what tells an own file from a known set, what tells a grid."
+    "The file of a page: its preset, or the image set, what tells an own file from a known set, and a grid."
+    if study.name in PRESETS: return study.name
     spec = study.specs[0]
-    own = "_own" if spec.image_set in CHOICES and spec.dataset != spec.image_set else ""
+    own = "_own" if spec.image_set in {*CHOICES, *PRESETS} and spec.dataset != spec.image_set else ""
     grid = f"_{study.name}" if study.name not in PAGES else ""
     return spec.image_set + own + ("_published" if study.published is not None else grid)
 
-def _parameters(study: Study, methods: list[str]|None, failures: list[_Failure], names: _Names
+def _parameters(study: Study, methods: _Methods|None, failures: list[_Failure], names: _Names
                ) -> dict[str, object]: # of the template
-    "What the template is told: where all is as usual, other methods and the checksum alone."
+    "What the template is told: where all is as usual or has a name, other methods and the checksum alone."
     full, checksum, _ = names.read(study.specs[0])
     failed = [[f.spec.method, f.spec.z_dim, f.spec.seed, f.line] for f in failures if f.spec in study.specs]
-    said = dict(more=" ".join(methods or ()), checksum=checksum[:12])
+    own, said = _own_seeds(methods), dict(checksum=checksum[:12])
     if failed: said["failed"] = failed
-    if study.name in PAGES: return said
+    if study.name in PRESETS: return said | dict(preset=study.name)
+    if study.name in PAGES: return dict(more=" ".join(own)) | said
+    words = [f"{m}:{own[m]}" if own.get(m) else m for m in study.methods]
     sizes = list(dict.fromkeys(s.z_dim for s in study.specs))
-    return said | dict(more="", methods=" ".join(study.methods), likelihood=full.likelihood, z_dims=sizes,
+    return said | dict(more="", methods=" ".join(words), likelihood=full.likelihood, z_dims=sizes,
                        n_train=full.n_train, settings=settings_text(full.settings))
 
 # %% ../../nbs/88_reproduce.ipynb #ff1795c5
-def reproduce(dataset: str,                  # name of an image set, or the path of an .npz
-              budget: str = RUN["budget"],   # one of PAGES
-              methods: list[str]|None = None, # None: the page's
-              seeds: int|None = None,        # of each method; None: the page's
+def reproduce(dataset: str|None = None,      # name of an image set, or an .npz; None: the preset's
+              budget: str|None = None,       # one of PAGES; None: the preset's
+              methods: _Methods|None = None, # with numbers of their seeds where said; None: the page's
+              seeds: int|None = None,        # of each other method; None: the page's
               jobs: int|None = None,         # runs side by side; None: JOBS, more on a cluster
               device: str|None = None,       # None: a GPU if there is one
               runs: str|Path|None = None,    # folder of all runs; None: GPVAE_RUNS, else the user's cache
@@ -1092,7 +1233,7 @@ def reproduce(dataset: str,                  # name of an image set, or the path
               plan: bool = False,            # the plan alone: nothing is started
               executor: str|None = None,     # local or slurm: runs are jobs of Snakemake; None: processes
               profile: str|Path|None = None, # folder of options of Snakemake
-              **grid                         # likelihood, z_dims, n_train and settings of `page`
+              **grid                         # likelihood, z_dims, n_train, settings and preset of `page`
              ) -> Path|None:                 # the page; None with a plan
     "Train what is missing, time it, keep the results and render the page of a data set; prints the table."
     study, store, runs = page(dataset, budget, methods, seeds, **grid), Store(out), runs_root(runs)
@@ -1108,15 +1249,15 @@ def reproduce(dataset: str,                  # name of an image set, or the path
     specs = [s for s, c in zip(study.specs, planned.cells) if c.starts or c.state == _FINISHED]
     failures = _finish(specs, names, store, place)
     told = _parameters(study, methods, failures, names)
-    path = _show_page(study, budget, runs, store, name, told, failures)
+    path = _show_page(study, runs, store, name, told, failures)
     _refuse(failures)
     return path
 
 # %% ../../nbs/88_reproduce.ipynb #537cde4d
-def _show_page(study: Study, budget: str, runs: Path, store: Store, name: str, parameters: dict[str, object],
+def _show_page(study: Study, runs: Path, store: Store, name: str, parameters: dict[str, object],
                failures: list[_Failure]) -> Path:
     "Print the table and render the page, from what did not fail."
-    image_set = study.specs[0].image_set
+    image_set, budget = study.specs[0].image_set, study.specs[0].budget
     try: found = shown(image_set, budget, store=store, **parameters)
     except InputError:
         _refuse(failures) # there is nothing but failures
@@ -1124,6 +1265,7 @@ def _show_page(study: Study, budget: str, runs: Path, store: Store, name: str, p
     print(found.table.T.to_string())
     about = "Likelihoods" if study.published is None else "A published number"
     if study.name not in PAGES: about = f"{about} with {study.title.partition(': ')[2]}"
-    path = render(image_set, budget, runs, store.folder, name=name, about=about, **parameters)
+    title = study.title if study.name in PRESETS else None
+    path = render(image_set, budget, runs, store.folder, name=name, about=about, title=title, **parameters)
     print(f"\npage  {path}\ntable {store.folder / 'runs.csv'}")
     return path

@@ -663,6 +663,10 @@ MUTANTS = [
     Mutant("a GPU for every job of a cluster", "study/reproduce:_place", "cluster::test_a_cluster_gives_no_gpu_unless_it_is_asked",
            'device or "cpu"',
            'device or "cuda"'),
+    # pages by name
+    Mutant("a preset without the protocol for grey pixels", "study/catalogue:page", "grid::test_other_arguments_change_a_page_by_name_into_another_grid",
+           "(*kept, *settings)",
+           "settings or kept"),
     Mutant("a failed job without its status", "study/cluster:_read_end", "cluster::test_what_comes_after_a_failure_is_named",
            "_End(int(status), said",
            "_End(None, said"),
