@@ -1085,6 +1085,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'gpvae.study.spec._plain': ('spec.html#_plain', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec._setting': ('spec.html#_setting', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec._sized': ('spec.html#_sized', 'gpvae/study/spec.py'),
+                                  'gpvae.study.spec._usual_settings': ('spec.html#_usual_settings', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec.build_model': ('spec.html#build_model', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec.check_spec': ('spec.html#check_spec', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec.load_images': ('spec.html#load_images', 'gpvae/study/spec.py'),

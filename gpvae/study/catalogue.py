@@ -15,7 +15,7 @@ from ..checks import choose, require
 from ..data import CHOICES, Choice
 from ..files import sha256
 from .defaults import RUN
-from .spec import BUDGETS, METHODS, RunSpec, check_spec, method_options
+from .spec import BUDGETS, METHODS, RunSpec, _usual_settings, check_spec, method_options
 from .spec import refit_of, settings_text, set_title
 from .store import Store, select
 
@@ -101,7 +101,7 @@ def _own_seeds(methods: _Methods|None) -> dict[str, int|None]: # in their order;
 
 def _usual(key: str, spec: RunSpec) -> object:
     "What a setting is where it is not changed."
-    return (asdict(BUDGETS[spec.budget]) | method_options(spec.method) | METHODS[spec.method].options)[key]
+    return (asdict(_usual_settings(spec)) | method_options(spec.method) | METHODS[spec.method].options)[key]
 
 def _differing(specs: list[RunSpec]) -> _Changed: # one of each method
     "The settings that change something: a run that is as usual keeps its usual words in the results files."
@@ -311,7 +311,7 @@ _LOST = _study("lost", "Tried and lost", {
 
 # %% ../../nbs/84_catalogue.ipynb #5a287c45
 _STEPS = _study("steps", "Steps of one size", {
-    m: _cpu(m, milestones=())
+    m: _cpu(m, milestones=(), **({"weight_decay": 0.2} if m == "sa-4" else {}))
     for m in ("vae", "gpvae-mean", "gpvae", "sa-4", "iaf-4", "hf-4", "me-3")}, seeds=3)
 
 # %% ../../nbs/84_catalogue.ipynb #21a67af2
@@ -404,7 +404,7 @@ _GREY_EACH = _study(
 _OWN = { # settings that the authors of a family leave open, the preset first
     "gpvae":       [{"prior_scale": 1.}, {"prior_scale": 0.3}, {"temperature": 0.3}],
     "vae-dropout": [{"dropout": 0.05}, {"dropout": 0.1}, {"dropout": 0.2}],
-    "sa-4":        [{"step_size": 0.3}, {"step_size": 0.1}, {"step_size": 1.}],
+    "sa-4":        [{"step_size": s, "weight_decay": 0.2} for s in (0.3, 0.1, 1.)],
     "iaf-4":       [{"forget_bias": 2.}, {"forget_bias": 1.}, {"forget_bias": 4.}],
     "me-3":        [{"floor": 0.}, {"floor": 0.3}, {"spread": 0.3}],
     "rme-3":       [{"eta": 0.5, "C": 1.}, {"eta": 1., "C": 5.}, {"greed": 2.}],
@@ -418,7 +418,7 @@ _FINALS = { # {}: the preset
     "me-3":  [{}, {"floor": 0.3}],
     "iaf-4": [{}, {"weight_decay": 0.1}, {"forget_bias": 4.}],
     "rme-3": [{}, {"greed": 2.}],
-    "sa-4":  [{}, {"weight_decay": 0.4}, {"milestones": (30., 40., 50.)}], # it is best before the end
+    "sa-4":  [{}, {"weight_decay": 0.2}, {"weight_decay": 0.2, "milestones": (30., 40., 50.)}],
 }
 _HALF = {"milestones": (25., 30., 35.), "n_test": 500, "epochs": 40, "kl_warmup": 20} # as long as the budget
 

@@ -235,10 +235,16 @@ def settings_text(settings: tuple[tuple[str, object], ...]) -> str:
     return " ".join(f"{k}={v}" for k, v in sorted(settings))
 
 # %% ../../nbs/80_spec.ipynb #72589be9
+_OF_FAMILY = {"sa": {"weight_decay": 0.4}} # where validation images choose another than the VAE's
+
+def _usual_settings(spec: RunSpec) -> Settings:
+    "The budget's settings for the family of a method."
+    return replace(BUDGETS[spec.budget], **_OF_FAMILY.get(METHODS[spec.method].family, {}))
+
 def settings_of(spec: RunSpec) -> Settings:
     "The budget's settings with the changes of the specification."
     names = {f.name for f in fields(Settings)}
-    s = replace(BUDGETS[spec.budget], **{k: v for k, v in spec.settings if k in names})
+    s = replace(_usual_settings(spec), **{k: v for k, v in spec.settings if k in names})
     return s if spec.n_train is None else replace(s, n_train=spec.n_train)
 
 # %% ../../nbs/80_spec.ipynb #a0e5713b
