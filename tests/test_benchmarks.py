@@ -202,7 +202,7 @@ def test_the_benchmark_runs_on_a_gpu():
 @pytest.mark.skipif(not benchmarks._has_pythae(), reason="pythae is not installed: pip install gpvae[bench]")
 def test_pythae_computes_the_same(vae, x):
     plain = _Plain(vae)
-    theirs = benchmarks._pythae_model(plain, TINY)
+    theirs = benchmarks._pythae_model(plain, (1, TINY.side, TINY.side), TINY.z_dim)
     torch.manual_seed(1)
     ours = -vae.elbo(x).mean()
     torch.manual_seed(1)

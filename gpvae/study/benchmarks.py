@@ -146,30 +146,32 @@ def _has_pythae() -> bool:
     except ImportError: return False
     return True
 
-def _pythae_model(plain: _Plain, sizes: Sizes) -> nn.Module:
-    "pythae's VAE with the layers of the plain one."
+def _pythae_model(parts: nn.Module,          # has `encode` and `decoder`
+                  x_shape: tuple[int, ...],  # (C, H, W)
+                  z_dim: int) -> nn.Module:
+    "pythae's VAE with the encoder and the decoder of another model."
     from pythae.models import VAE as PythaeVAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
-    shape, plain = (1, sizes.side, sizes.side), copy.deepcopy(plain)
+    parts = copy.deepcopy(parts)
     class Encoder(BaseEncoder):
         def __init__(self):
             super().__init__()
-            self.net, self.mu, self.log_var = plain.encoder, plain.mu, plain.log_var
+            self.of = parts
 
         def forward(self, x):
-            h = self.net(x)
-            return ModelOutput(embedding=self.mu(h), log_covariance=self.log_var(h))
+            mu, log_var = self.of.encode(x)
+            return ModelOutput(embedding=mu, log_covariance=log_var)
 
     class Decoder(BaseDecoder):
         def __init__(self):
             super().__init__()
-            self.net = plain.decoder
+            self.net = parts.decoder
 
         def forward(self, z):
-            return ModelOutput(reconstruction=torch.sigmoid(self.net(z)).reshape(-1, *shape))
+            return ModelOutput(reconstruction=torch.sigmoid(self.net(z)).reshape(-1, *x_shape))
 
-    config = VAEConfig(input_dim=shape, latent_dim=sizes.z_dim, reconstruction_loss="bce")
+    config = VAEConfig(input_dim=x_shape, latent_dim=z_dim, reconstruction_loss="bce")
     return PythaeVAE(config, Encoder(), Decoder())
 
 # %% ../../nbs/90_benchmarks.ipynb #f2a2bbac
@@ -276,7 +278,7 @@ def _step_contenders(sizes: Sizes, x: Tensor, methods: Sequence[str] = ("vae", "
     found["refit with dreams"] = _Contender(_refit_step(sizes, batch))
     found["plain eager"] = _Contender(_plain_step(_Plain(vae), batch))
     if _has_pythae():
-        theirs = _pythae_model(_Plain(vae), sizes)
+        theirs = _pythae_model(_Plain(vae), tuple(x.shape[1:]), sizes.z_dim)
         trainer = _pythae_trainer(theirs, x[:sizes.batch * sizes.batches], sizes.batch)
         found["pythae"] = _Contender(_pythae_step(trainer, batch))
         found["pythae with its loader"] = _Contender(lambda: trainer.train_step(1), len(trainer.train_loader))
@@ -292,7 +294,7 @@ def _iwae_contenders(sizes: Sizes, x: Tensor) -> _Contenders:
     found = {"vae": ours, "encode-once eager": lambda: _plain_iwae(plain, x, sizes.k),
              "matrix products": _iwae_products(vae, sizes, x.device)}
     if _has_pythae():
-        other = _pythae_model(plain, sizes).to(x.device)
+        other = _pythae_model(plain, tuple(x.shape[1:]), sizes.z_dim).to(x.device)
         found["pythae"] = torch.no_grad()(lambda: other.get_nll(x, n_samples=sizes.k))
     return {name: _Contender(call, len(x)) for name, call in found.items()}
 
