@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -42,7 +43,7 @@ from .run import is_finished, load_model, run_images
 from .spec import METHODS, RunSpec, build_model, refit_of, train_config
 from .store import Store
 from ..timing import training_step
-from ..train import Stepper, adam
+from ..train import Stepper, TrainConfig, _decayed, adam
 from ..vae import VAE
 
 # %% ../../nbs/90_benchmarks.ipynb #289d99a6
@@ -271,12 +272,53 @@ def _refit_step(sizes: Sizes, x: Tensor) -> Callable[[], Tensor]:
     for part in (model.decoder, model.likelihood): part.requires_grad_(False)
     return training_step(model, x[:sizes.batch // 2], train_config(refit_of(_spec_of("vae", sizes))), 50_000)
 
+# %% ../../nbs/90_benchmarks.ipynb #7dce75a4
+def _clip_each(params: Sequence[Tensor], max_norm: float) -> None:
+    "Cut the gradient of every seed to a norm; the first dimension counts the seeds."
+    norms = torch.stack([p.grad.flatten(1).norm(dim=1) for p in params]).norm(dim=0)
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.)
+    if not norms.is_cuda and bool((factors == 1).all()): return
+    for p in params: p.grad.mul_(factors.view(-1, *[1] * (p.dim() - 1)))
+
+def _stacked_step(models: Sequence[VAE], # of one specification; they are not changed
+                  x: Tensor, config: TrainConfig,
+                  randomness: str = "different" # of the seeds; or "same"
+                 ) -> Callable[[], dict[str, Tensor]]: # makes a step and returns the stacked weights
+    "A training step of all models at once."
+    of, (params, buffers) = copy.deepcopy(models[0]), torch.func.stack_module_state(models)
+    of.forward, decayed = of.elbo, {id(p) for p in _decayed(of)}
+    decays = [id(p) in decayed for p in of.parameters()]
+    groups = [{"params": [p for p, d in zip(params.values(), decays) if d == which], "weight_decay": w}
+              for which, w in ((False, 0.), (True, config.weight_decay))]
+    optimizer = torch.optim.AdamW(groups, config.lr, fused=True)
+    loss = lambda params, buffers: -torch.func.functional_call(of, (params, buffers), (x,)).mean()
+    gradient = torch.func.vmap(torch.func.grad(loss), randomness=randomness)
+    def step():
+        with warnings.catch_warnings(): # of an operator that vmap takes seed by seed
+            warnings.simplefilter("ignore")
+            found = gradient({name: p.detach() for name, p in params.items()}, buffers)
+        for name, p in params.items(): p.grad = found[name]
+        _clip_each(list(params.values()), config.max_norm)
+        optimizer.step()
+        return params
+    return step
+
+def _seeds_contenders(sizes: Sizes, x: Tensor, n: int = 3) -> _Contenders:
+    "Steps of several seeds, stacked and one after the other; the unit is the step of one seed."
+    models, config = [_model_of("vae", sizes).to(x.device) for _ in range(n)], train_config(_spec_of("vae", sizes))
+    stacked, each = _stacked_step(models, x, config), [_our_step("vae", sizes, x) for _ in range(n)]
+    def in_turn():
+        for step in each: step()
+    return {f"{n} seeds, stacked": _Contender(stacked, n), f"{n} seeds, in turn": _Contender(in_turn, n)}
+
+# %% ../../nbs/90_benchmarks.ipynb #eed7f8ad
 def _step_contenders(sizes: Sizes, x: Tensor, methods: Sequence[str] = ("vae", "gpvae")) -> _Contenders:
     "One training step on a batch; the unit is a step."
     batch, vae = x[:sizes.batch], _model_of("vae", sizes).to(x.device)
     found = {m: _Contender(_our_step(m, sizes, batch)) for m in methods}
     found["refit with dreams"] = _Contender(_refit_step(sizes, batch))
     found["plain eager"] = _Contender(_plain_step(_Plain(vae), batch))
+    found |= _seeds_contenders(sizes, batch)
     if _has_pythae():
         theirs = _pythae_model(_Plain(vae), tuple(x.shape[1:]), sizes.z_dim)
         trainer = _pythae_trainer(theirs, x[:sizes.batch * sizes.batches], sizes.batch)
@@ -385,9 +427,14 @@ def _target_row(target: _Target, groups: dict[str, dict[str, list[float]]]) -> d
         row |= {"measured": str(r), "met": target.met(r)}
     return row
 
+_BUSY = 0.15 # cores; times beside more work of others judge nothing
+
 def _targets_table(result: dict) -> pd.DataFrame:
-    "Each target, what was measured, and whether that is enough."
-    return pd.DataFrame([_target_row(t, result["groups"]) for t in _TARGETS]).set_index("")
+    "Each target, what was measured, and whether that is enough; no verdict from a busy machine."
+    table = pd.DataFrame([_target_row(t, result["groups"]) for t in _TARGETS]).set_index("")
+    if (result.get("machine", {}).get("others") or 0.) > _BUSY:
+        table["met"] = table["met"].where(table["met"] == "", "not judged")
+    return table
 
 # %% ../../nbs/90_benchmarks.ipynb #564c34ec
 _UNITS = {"step": "ms per step", "iwae": "ms per image", "posterior": "ms per batch"}
@@ -435,6 +482,29 @@ def _machine(device: torch.device, threads: int) -> dict:
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     return {"device": name, "cores": os.cpu_count(), "threads": threads, "load": round(os.getloadavg()[0], 2),
             "wait_policy": policy, "torch": torch.__version__, "commit": commit()}
+
+# %% ../../nbs/90_benchmarks.ipynb #e29a4159
+class _Clocks(NamedTuple):
+    "Seconds since some beginning."
+    wall: float       # of a clock on the wall
+    every: float|None # processor time of all processes; None where the system does not say
+    own: float        # of this one, and of those that it started
+
+    @classmethod
+    def now(cls) -> "_Clocks":
+        try: user, nice, system, idle, wait, *interrupts = map(int, _first_line("/proc/stat")[1:8])
+        except OSError: every = None
+        else: every = (user + nice + system + sum(interrupts[:2])) / os.sysconf("SC_CLK_TCK")
+        return cls(time.perf_counter(), every, sum(os.times()[:4]))
+
+    def others(self, before: "_Clocks") -> float|None: # cores
+        "How many cores worked for other processes since then; None where it is not known."
+        if self.every is None: return None
+        wall, every, own = (now - then for now, then in zip(self, before))
+        return round(max(0., (every - own) / wall), 3)
+
+def _first_line(path: str) -> list[str]: # its words
+    return Path(path).read_text().splitlines()[0].split()
 
 # %% ../../nbs/90_benchmarks.ipynb #87f3b1f5
 def _annealing_products(model: VAE, rows: int) -> Callable[[], None]:
@@ -553,7 +623,9 @@ def benchmark(sizes: Sizes,
     found, (x, data) = _machine(device, threads), _images(sizes.batch * sizes.batches, sizes.side)
     x, wait = x.to(device), torch.cuda.synchronize if device.type == "cuda" else lambda: None
     made = {group: _GROUPS[choose("group", group, _GROUPS)](sizes, x) for group in groups}
+    before = _Clocks.now()
     times = {group: _take_turns(contenders, rounds, seconds, wait) for group, contenders in made.items()}
+    found |= {"others": _Clocks.now().others(before)}
     result = {"machine": found, "sizes": asdict(sizes), "data": data, "rounds": rounds,
               "pythae": _has_pythae(), "groups": times}
     if profiles:
@@ -586,6 +658,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     p.add_argument("--profile", action="store_true", help="also record the shares of the operators")
     p.add_argument("--out", default=None, help="JSON file to write, or to renew in part (default: none)")
+    p.add_argument("--before", default=None, metavar="FILE",
+                   help="instead, keep beside it what an older commit measured on this machine (with --out)")
     p.add_argument("--annealing", default=None, metavar="FOLDER",
                    help="instead, anneal test images with the model of this finished run")
     p.add_argument("--images", type=int, default=500, help="of the annealing (default: 500)")
@@ -599,6 +673,8 @@ def _measure(args: argparse.Namespace) -> None:
     positive, load = min(args.threads, args.rounds) >= 1 and args.seconds > 0, os.getloadavg()[0]
     require(positive, "threads, rounds and seconds must be positive")
     busy = f"other processes are busy (load {load:.1f}): these times will be wrong"
+    require(bool(args.out) or not args.before, "--before needs --out: the file to keep it in")
+    if args.before: return _write_part(Path(args.out), "before", read_json(Path(args.before))["benchmark"])
     if load > 0.5: print(busy, file=sys.stderr)
     if args.annealing:
         part, text = "annealing", _annealing_report
