@@ -203,7 +203,7 @@ _ROWS = (100, 1000, 10_000, 100_000)
 def _made_up(n: int) -> pd.DataFrame:
     "A table of runs."
     row = dict.fromkeys(COLUMNS, 1.) | dict(dataset="digits", method="vae", z_dim=2, budget="smoke", n_train=100,
-                                            likelihood="bernoulli", binarisation="stochastic", settings="")
+                                            likelihood="bernoulli", binarisation="fixed", settings="")
     texts = dict.fromkeys(("device", "torch", "commit", "checksum"), "made up")
     table = pd.DataFrame(row | texts, index=range(n))[list(COLUMNS)]
     return table.assign(seed=table.index, spec=[f"{i:012x}" for i in table.index])
