@@ -44,7 +44,8 @@ class Estimator:
     def rows(self, z_dim: int) -> int:
         "What an image costs, in rows of the decoder."
         a_round = 4 * (z_dim + 1) # of curvature, with two samples
-        starts = {"posterior": 0, "step": 3, "newton": 2 * a_round, "curvature": 20 * a_round, "best": _SEARCH_ROWS}
+        starts = {"posterior": 0, "step": 3, "newton": 2 * a_round, "curvature": 20 * a_round,
+                  "best": _SEARCH_ROWS}
         return starts[self.proposal] + (3 * self.annealing().rows() if self.temperatures else self.samples)
 
     def __call__(self, model: VAE, x: Tensor, binarisation: str = "static", seed: int = 0,
@@ -84,7 +85,8 @@ def _ladder(model: VAE) -> list[Estimator]:
     own = ("posterior",) if curved else ("posterior", "step") # of the encoder's width, or near it
     rounds, starts = (("newton",), ("curvature", "best")) if curved else ((), ("best",))
     found = [Estimator(q, k, w) for q in own for k in (100, 1000, 10_000) for w in (1., 1.4, 2.)]
-    found += [Estimator(q, k, w) for q in rounds + starts for k in (30, 100, 300, 1000, 3000) for w in (1., 1.2)]
+    found += [Estimator(q, k, w) for q in rounds + starts
+              for k in (30, 100, 300, 1000, 3000) for w in (1., 1.2)]
     found += [Estimator(q, _CHAINS, temperatures=T) for q in starts for T in (10, 25, 50, 100, 200, 400)]
     return sorted(found, key=lambda e: e.rows(model.first_weight.shape[1]))
 

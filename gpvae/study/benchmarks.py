@@ -305,7 +305,8 @@ def _stacked_step(models: Sequence[VAE], # of one specification; they are not ch
 
 def _seeds_contenders(sizes: Sizes, x: Tensor, n: int = 3) -> _Contenders:
     "Steps of several seeds, stacked and one after the other; the unit is the step of one seed."
-    models, config = [_model_of("vae", sizes).to(x.device) for _ in range(n)], train_config(_spec_of("vae", sizes))
+    models = [_model_of("vae", sizes).to(x.device) for _ in range(n)]
+    config = train_config(_spec_of("vae", sizes))
     stacked, each = _stacked_step(models, x, config), [_our_step("vae", sizes, x) for _ in range(n)]
     def in_turn():
         for step in each: step()
@@ -492,10 +493,7 @@ class _Clocks(NamedTuple):
 
     @classmethod
     def now(cls) -> "_Clocks":
-        try: user, nice, system, idle, wait, *interrupts = map(int, _first_line("/proc/stat")[1:8])
-        except OSError: every = None
-        else: every = (user + nice + system + sum(interrupts[:2])) / os.sysconf("SC_CLK_TCK")
-        return cls(time.perf_counter(), every, sum(os.times()[:4]))
+        return cls(time.perf_counter(), _every_process(), sum(os.times()[:4]))
 
     def others(self, before: "_Clocks") -> float|None: # cores
         "How many cores worked for other processes since then; None where it is not known."
@@ -503,8 +501,12 @@ class _Clocks(NamedTuple):
         wall, every, own = (now - then for now, then in zip(self, before))
         return round(max(0., (every - own) / wall), 3)
 
-def _first_line(path: str) -> list[str]: # its words
-    return Path(path).read_text().splitlines()[0].split()
+def _every_process() -> float|None: # seconds
+    "Processor time since the system began, without waiting and without what the host took."
+    try: words = Path("/proc/stat").read_text().splitlines()[0].split()
+    except OSError: return None
+    user, nice, system, _, _, *interrupts = map(int, words[1:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 # %% ../../nbs/90_benchmarks.ipynb #87f3b1f5
 def _annealing_products(model: VAE, rows: int) -> Callable[[], None]:

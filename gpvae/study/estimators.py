@@ -202,10 +202,10 @@ _ROWS = (100, 1000, 10_000, 100_000)
 
 def _made_up(n: int) -> pd.DataFrame:
     "A table of runs."
-    row = dict.fromkeys(COLUMNS, 1.) | dict(dataset="digits", method="vae", z_dim=2, budget="smoke", n_train=100,
-                                            likelihood="bernoulli", binarisation="fixed", settings="")
+    names = dict(dataset="digits", method="vae", z_dim=2, budget="smoke", n_train=100,
+                 likelihood="bernoulli", binarisation="fixed", settings="")
     texts = dict.fromkeys(("device", "torch", "commit", "checksum"), "made up")
-    table = pd.DataFrame(row | texts, index=range(n))[list(COLUMNS)]
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, 1.) | names | texts, index=range(n))[list(COLUMNS)]
     return table.assign(seed=table.index, spec=[f"{i:012x}" for i in table.index])
 
 def _growth_of_the_store(folder: Path) -> Iterator[dict]:
@@ -218,7 +218,8 @@ def _growth_of_the_store(folder: Path) -> Iterator[dict]:
         rows, one = store.runs(), made.tail(1).to_dict("records")
         def keep():
             with store._writing(): store._keep_rows("runs", one)
-        asked = {"store, read": store.runs, "store, find 100": lambda: select(rows, specs), "store, keep one": keep}
+        asked = {"store, read": store.runs, "store, find 100": lambda: select(rows, specs),
+                 "store, keep one": keep}
         for name, call in asked.items():
             call()
             yield _measured(call, family=name, axis="rows", value=n)

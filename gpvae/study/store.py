@@ -213,10 +213,12 @@ class _Places:
     def __init__(self, rows: pd.DataFrame, specs: Iterable[RunSpec]): # rows: not empty
         others = ("n_train", "protocol", "likelihood", "binarisation")
         self.columns = {c: rows[c].tolist() for c in (*_NAMED, *others) if c in rows}
-        self.by_name, self.sizes = {_named(spec): [] for spec in specs}, {} # places; numbers of training images
+        self.by_name = {_named(spec): [] for spec in specs} # their places
+        self.sizes = {} # numbers of training images, by set and budget
         for place, name in enumerate(zip(*(self.columns[c] for c in _NAMED))):
             if name in self.by_name: self.by_name[name].append(place)
-        for dataset, budget, n in rows[["dataset", "budget", "n_train"]].drop_duplicates().to_numpy().tolist():
+        different = rows[["dataset", "budget", "n_train"]].drop_duplicates()
+        for dataset, budget, n in different.to_numpy().tolist():
             self.sizes.setdefault((dataset, budget), set()).add(n)
 
     def _n_train(self, spec: RunSpec) -> float: # training images; NaN where no row can be meant
