@@ -16,7 +16,7 @@ from gpvae.data import prepare_splits, to_float
 from gpvae.files import read_json, write_json
 from gpvae.iwae import estimate_batch
 from gpvae.study import benchmarks
-from gpvae.study.benchmarks import (_BUSY, _GROUPS, _TARGETS, _Clocks, _Contender, _Ratio, Sizes, _epoch_seconds, _epochs_on_gpu, _images, _iwae_contenders,
+from gpvae.study.benchmarks import (_BUSY, _GROUPS, _TARGETS, _Clocks, _Contender, _Watch, _Ratio, Sizes, _epoch_seconds, _epochs_on_gpu, _images, _iwae_contenders,
                                     _iwae_products, _linear_sizes, _model_of, _our_step, _Plain, _plain_iwae, _plain_step, _profile, _spec_of,
                                     _seeds_contenders, _stacked_step, _step_contenders, _step_products, _target_row, annealing, _annealing_report, benchmark, _profile_table, ratio, report,
                                     _take_turns, _targets_table, _times_table)
@@ -156,8 +156,20 @@ def test_targets_are_judged_from_the_numbers():
 
 def test_a_busy_machine_judges_nothing():
     groups = {"step": {"vae": [1.], "plain eager": [2.]}}
-    verdicts = [_targets_table({"groups": groups, "machine": {"others": others}})["met"].tolist()[:2] for others in (_BUSY / 2, None, 2 * _BUSY)]
-    assert verdicts == [["yes", ""], ["yes", ""], ["not judged", ""]]
+    verdict = lambda **machine: _targets_table({"groups": groups, "machine": machine})["met"].tolist()[:2]
+    assert [verdict(others=v, cores=2, threads=2) for v in (_BUSY / 2, None, 2 * _BUSY)] == [["yes", ""], ["yes", ""], ["not judged", ""]]
+    assert verdict(others=1., cores=2, threads=1) == ["yes", ""] # on the core that is theirs
+
+def test_a_disturbed_round_is_made_again_as_long_as_there_are_tries(monkeypatch):
+    "Others take a core in every second round: those are left out until the tries are used up."
+    made, order = [0], []
+    def others(self, before):
+        made[0] += 1
+        return 1. if made[0] % 2 else 0.
+    monkeypatch.setattr(_Clocks, "others", others)
+    watch = _Watch(room=0.5, tries=3)
+    times = _take_turns({"a": _Contender(lambda: order.append("a"))}, rounds=5, seconds=1e-9, watch=watch)
+    assert len(times["a"]) == 5 and made[0] == 8 and watch.seen == [0., 0., 0., 1., 0.]
 
 def test_work_of_others_is_seen_and_ones_own_is_not():
     "By the counters of the system, where it has them: another process spins, and this one too."

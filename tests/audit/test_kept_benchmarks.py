@@ -11,7 +11,9 @@ def kept(): return read_json(checkout() / "nbs" / "results" / "benchmarks.json")
 
 def test_there_are_three_parts(kept): assert set(kept) == {"benchmark", "before", "annealing"}
 
-def test_nothing_else_worked_while_it_was_measured(kept): assert kept["benchmark"]["machine"]["others"] < _BUSY
+def test_others_had_cores_of_their_own_while_it_was_measured(kept):
+    machine = kept["benchmark"]["machine"]
+    assert machine["others"] < machine["cores"] - machine["threads"] + _BUSY
 
 def test_before_and_after_are_of_one_machine_and_one_size(kept):
     before, after = kept["before"], kept["benchmark"]
