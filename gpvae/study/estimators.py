@@ -230,7 +230,7 @@ def _growth() -> list[dict]:
         return [*_growth_of_estimators(), *_growth_of_the_store(Path(folder))]
 
 # %% ../../nbs/92_estimators.ipynb #57de73b7
-def _slope(sizes: Sequence[float], values: Sequence[float], last: int = 3) -> float:
+def _slope(sizes: Sequence[float]|pd.Series, values: Sequence[float]|pd.Series, last: int = 3) -> float:
     "The exponent with which values grow."
     order = np.argsort(sizes)[-last:]
     log_size, log_value = (np.log(np.asarray(v, float)[order]) for v in (sizes, values))
