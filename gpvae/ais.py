@@ -26,10 +26,11 @@ from .data import check_pixels, to_float
 from .files import read_tensors, tensor_digest, write_tensors
 from .iwae import default_rows, ess, iwae
 from .gauss_newton import gauss_newton
-from .optimum import Climb, best_gaussian
+from .optimum import Climb, best_gaussian, start_of
 from .posteriors import DiagonalGaussian, FullGaussian, Posterior, log_normal
+from .step import _FACTOR, _gradient_at_mean
 from .train import epoch_seed
-from .vae import VAE, _pull_back, evaluating
+from .vae import VAE, LogJoint, _pull_back, evaluating
 
 # %% ../nbs/71_ais.ipynb #67353989
 def _linear(u: float # part of the way, t/T
@@ -50,9 +51,16 @@ def _best_full(model: VAE, x: Float[Tensor, "B C H W"]) -> Posterior:
     generator = torch.Generator(x.device).manual_seed(0)
     return best_gaussian(model, x, model.posterior(x), Climb(family="full"), 2, generator).q
 
+def _moved(model: VAE, x: Float[Tensor, "B C H W"]) -> Posterior:
+    "The encoder's Gaussian after one natural-gradient step."
+    q = start_of(model.posterior(x), generator=torch.Generator(x.device).manual_seed(0))
+    return q.moved(_gradient_at_mean(LogJoint(model, x), q), _FACTOR)
+
 _STARTS = {"prior": lambda model, x: None, # q0 of a batch
            "posterior": lambda model, x: model.posterior(x),
            "best": _best_full,
+           "step": _moved,
+           "newton": lambda model, x: gauss_newton(model, x, model.posterior(x), rounds=2),
            "curvature": lambda model, x: gauss_newton(model, x, model.posterior(x))}
 
 # %% ../nbs/71_ais.ipynb #cdb3b962

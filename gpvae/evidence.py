@@ -27,7 +27,7 @@ _LEAPFROGS, _CHAINS, _SEARCH_ROWS = 2, 8, 9000 # of annealing; rows that a searc
 @dataclass(frozen=True)
 class Estimator:
     "How log p(x) is estimated, always as a lower bound in expectation."
-    proposal: str = "curvature" # "posterior" (the encoder's), "curvature" or "best"
+    proposal: str = "curvature" # "posterior" (the encoder's), "step", "newton", "curvature" or "best"
     samples: int = 100          # importance samples, or chains where there are temperatures
     inflation: float = 1.       # of the proposal's variances, without temperatures
     temperatures: int = 0       # of annealing; 0: importance sampling
@@ -43,8 +43,10 @@ class Estimator:
 
     def rows(self, z_dim: int) -> int:
         "What an image costs, in rows of the decoder."
-        start = {"posterior": 0, "curvature": 80 * (z_dim + 1), "best": _SEARCH_ROWS}[self.proposal]
-        return start + (3 * self.annealing().rows() if self.temperatures else self.samples)
+        a_round = 4 * (z_dim + 1) # of curvature, with two samples
+        starts = {"posterior": 0, "step": 3, "newton": 2 * a_round, "curvature": 20 * a_round,
+                  "best": _SEARCH_ROWS}
+        return starts[self.proposal] + (3 * self.annealing().rows() if self.temperatures else self.samples)
 
     def __call__(self, model: VAE, x: Tensor, binarisation: str = "static", seed: int = 0,
                  progress: Callable|None = None) -> Float[Tensor, "N"]: # nats
@@ -80,9 +82,11 @@ def _reference(model: VAE, x: Tensor, binarisation: str, tolerance: float, start
 def _ladder(model: VAE) -> list[Estimator]:
     "What is tried, the cheapest first."
     curved = hasattr(model.likelihood, "score") and hasattr(model.likelihood, "curvature")
-    starts = ("curvature", "best") if curved else ("best",)
-    found = [Estimator("posterior", k, w) for k in (100, 1000, 10_000) for w in (1., 1.4, 2.)]
-    found += [Estimator(q, k, w) for q in starts for k in (30, 100, 300, 1000, 3000) for w in (1., 1.2)]
+    own = ("posterior",) if curved else ("posterior", "step") # of the encoder's width, or near it
+    rounds, starts = (("newton",), ("curvature", "best")) if curved else ((), ("best",))
+    found = [Estimator(q, k, w) for q in own for k in (100, 1000, 10_000) for w in (1., 1.4, 2.)]
+    found += [Estimator(q, k, w) for q in rounds + starts
+              for k in (30, 100, 300, 1000, 3000) for w in (1., 1.2)]
     found += [Estimator(q, _CHAINS, temperatures=T) for q in starts for T in (10, 25, 50, 100, 200, 400)]
     return sorted(found, key=lambda e: e.rows(model.first_weight.shape[1]))
 

@@ -21,11 +21,13 @@ def _gradient_at_mean(log_joint: LogJoint, q: Posterior
     return log_joint.gradient(q.mean[None])[0]
 
 # %% ../nbs/59_step.ipynb #1f8a7fb2
+_FACTOR = 0.5 # η where no images choose it
+
 class NaturalStep(Wrapper):
     "In evaluation, natural-gradient steps from the posterior of another encoder."
     needs_grad = True
     def __init__(self, start: Encoder,      # returns a Gaussian
-                 factor: float = 0.5,       # η
+                 factor: float = _FACTOR,   # η
                  steps: int = 1):           # one after the other, each with its own gradient
         super().__init__(start)
         require(0 < factor <= 1, f"factor is {factor}: it must be above 0 and at most 1")
@@ -60,7 +62,7 @@ def _with_step(model: VAE, factor: float, steps: int) -> VAE:
 def stepped(model: VAE,                      # trained, with a Gaussian posterior
             x_valid: Tensor|None = None,     # [N, C, H, W] as `evaluate` takes them: these choose η
             binarisation: str = "static",    # of them: "static", "none" or "floats"
-            factor: float = 0.5,             # η where no images choose it
+            factor: float = _FACTOR,         # η where no images choose it
             steps: int = 1,                  # one after the other
             samples: int = 10                # of z per image, to choose
            ) -> VAE:                         # with the parts of `model`; its encoder has `factor`

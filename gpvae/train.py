@@ -148,11 +148,18 @@ def _backward_with_dreams(model: VAE, objective: Float[Tensor, "B"], dreamed: It
     (-share * other.mean() + weight_kl).backward()
 
 # %% ../nbs/60_train.ipynb #8b3bbd9e
+def _first_line(e: Exception) -> str:
+    "What an error says first."
+    return next(iter(str(e).splitlines()), type(e).__name__)
+
 class _Inputs(NamedTuple):
     "What changes from step to step beside the images: numbers, or tensors that hold one each."
     beta: float|Tensor        # weight of the latent KL
     lr: float|Tensor          # Adam's step size
     noise_scale: float|Tensor # share of the encoder's own randomness
+
+class _NotRecorded(RuntimeError):
+    "A step that does not wait for the device, and yet cannot be a graph."
 
 class _Record:
     "The step of batches of one size, from inputs in tensors of its own; on CUDA a graph after some steps."
@@ -185,9 +192,12 @@ class _Record:
 
     def _capture(self) -> None:
         "Record the step; nothing is computed."
-        self.graph = torch.cuda.CUDAGraph()
-        self.graph.register_generator_state(self.pixels)
-        with torch.cuda.graph(self.graph): self.terms = self.step()
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.pixels)
+        try:
+            with torch.cuda.graph(graph): self.terms = self.step()
+        except RuntimeError as e: raise _NotRecorded(_first_line(e)) from e
+        self.graph = graph
 
 # %% ../nbs/60_train.ipynb #16c797d6
 class Stepper:
@@ -223,7 +233,10 @@ class Stepper:
         key, first = (len(index), share), not self._records
         if key not in self._records: self._records[key] = _Record(step, index, self.pixels)
         if first and index.is_cuda: return self._first(self._records[key], step, index, inputs)
-        return self._records[key](index, inputs)
+        try: return self._records[key](index, inputs)
+        except _NotRecorded as e:
+            self.why, self.recorded = f"the step cannot be recorded ({e})", False
+        return step(index, inputs)
 
     def _step(self, index: Tensor, inputs: _Inputs, config: TrainConfig) -> Float[Tensor, "4"]:
         "The step itself; all that it reads of its inputs may be tensors."
@@ -244,8 +257,9 @@ class Stepper:
             torch.cuda.set_sync_debug_mode("error")
             return record(index, inputs)
         except RuntimeError as e:
-            self.why, self.recorded = f"the host waits for the device ({str(e).splitlines()[0]})", False
+            self.why, self.recorded = f"the host waits for the device ({_first_line(e)})", False
         finally: torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.synchronize(index.device) # what was begun aside still writes
         self.model.load_state_dict(states[0])
         self.optimizer.load_state_dict(states[1])
         torch.cuda.set_rng_state(noise, index.device)

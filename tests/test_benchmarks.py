@@ -2,6 +2,8 @@
 import copy
 import dataclasses
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -14,9 +16,9 @@ from gpvae.data import prepare_splits, to_float
 from gpvae.files import read_json, write_json
 from gpvae.iwae import estimate_batch
 from gpvae.study import benchmarks
-from gpvae.study.benchmarks import (_GROUPS, _TARGETS, _Contender, _Ratio, Sizes, _epoch_seconds, _epochs_on_gpu, _images, _iwae_contenders,
+from gpvae.study.benchmarks import (_BUSY, _GROUPS, _TARGETS, _Clocks, _Contender, _Watch, _Ratio, Sizes, _epoch_seconds, _epochs_on_gpu, _images, _iwae_contenders,
                                     _iwae_products, _linear_sizes, _model_of, _our_step, _Plain, _plain_iwae, _plain_step, _profile, _spec_of,
-                                    _step_contenders, _step_products, _target_row, annealing, _annealing_report, benchmark, _profile_table, ratio, report,
+                                    _seeds_contenders, _stacked_step, _step_contenders, _step_products, _target_row, annealing, _annealing_report, benchmark, _profile_table, ratio, report,
                                     _take_turns, _targets_table, _times_table)
 from gpvae.study.run import load_model, run, run_images
 from gpvae.study.spec import METHODS, RunSpec, train_config
@@ -74,6 +76,24 @@ def test_the_timed_step_is_the_one_that_trains(method, step, monkeypatch):
     torch.manual_seed(epoch_seed(config.seed, 0))
     step(timed, to_float(pixels[torch.randperm(8)], "static"), config, monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(trained.state_dict().values(), timed.state_dict().values()))
+
+@pytest.mark.parametrize("max_norm", [100., 1.]) # nothing to cut; both seeds cut
+def test_a_stacked_step_is_the_step_of_every_seed(x, max_norm):
+    config = dataclasses.replace(train_config(_spec_of("vae", TINY)), max_norm=max_norm)
+    assert config.weight_decay > 0
+    models, x = [_model_of("vae", TINY) for _ in range(2)], x[:8]
+    stacked = _stacked_step(models, x, config, randomness="same")
+    for step in range(3):
+        torch.manual_seed(step)
+        weights = stacked()
+    for i, model in enumerate(models):
+        alone = timing.training_step(model, x, config, 8)
+        for step in range(3):
+            torch.manual_seed(step)
+            alone()
+        for name, p in model.named_parameters(): torch.testing.assert_close(weights[name][i].detach(), p.detach(), rtol=1e-4, atol=1e-5)
+
+def test_seeds_are_counted_as_steps(x): assert {c.units for c in _seeds_contenders(TINY, x[:8], 2).values()} == {2}
 
 @pytest.mark.parametrize("k", [1, 7, 50, 120])
 def test_the_plain_estimator_uses_k_samples(vae, x, k):
@@ -134,6 +154,33 @@ def test_targets_are_judged_from_the_numbers():
     assert [_TARGETS[2].met(_Ratio((low + high) / 2, low, high)) for low, high in ((1., 1.15), (1.1, 1.2), (1.2, 1.3))] == ["yes", "undecided", "no"]
     assert _target_row(_TARGETS[0], {})["met"] == _target_row(_TARGETS[0], {"step": times(vae=1.)})["measured"] == ""
 
+def test_a_busy_machine_judges_nothing():
+    groups = {"step": {"vae": [1.], "plain eager": [2.]}}
+    verdict = lambda **machine: _targets_table({"groups": groups, "machine": machine})["met"].tolist()[:2]
+    assert [verdict(others=v, cores=2, threads=2) for v in (_BUSY / 2, None, 2 * _BUSY)] == [["yes", ""], ["yes", ""], ["not judged", ""]]
+    assert verdict(others=1., cores=2, threads=1) == ["yes", ""] # on the core that is theirs
+
+def test_a_disturbed_round_is_made_again_as_long_as_there_are_tries(monkeypatch):
+    "Others take a core in every second round: those are left out until the tries are used up."
+    made, order = [0], []
+    def others(self, before):
+        made[0] += 1
+        return 1. if made[0] % 2 else 0.
+    monkeypatch.setattr(_Clocks, "others", others)
+    watch = _Watch(room=0.5, tries=3)
+    times = _take_turns({"a": _Contender(lambda: order.append("a"))}, rounds=5, seconds=1e-9, watch=watch)
+    assert len(times["a"]) == 5 and made[0] == 8 and watch.seen == [0., 0., 0., 1., 0.]
+
+def test_work_of_others_is_seen_and_ones_own_is_not():
+    "By the counters of the system, where it has them: another process spins, and this one too."
+    start = _Clocks.now()
+    if start.every is None: pytest.skip("no /proc/stat")
+    with subprocess.Popen([sys.executable, "-c", "import sys\nwhile True: pass"]) as other:
+        while time.perf_counter() < start.wall + 1: pass
+        end = _Clocks.now() # the other's time is not among that of children before it has ended
+        other.kill()
+    assert end.others(start) > 0.05 and end.own - start.own > 0.1
+
 def test_a_result_survives_json_and_is_reported():
     result = benchmark(TINY, rounds=1, seconds=1e-4, threads=1)
     again = json.loads(json.dumps(result))
@@ -182,6 +229,14 @@ def test_the_file_is_renewed_in_part(tmp_path, monkeypatch):
     path.write_text(path.read_text().replace("3", "4"))
     with pytest.raises(InputError, match="is damaged"): benchmarks._write_part(path, "annealing", {})
 
+def test_what_was_before_is_kept_beside(tmp_path, capsys):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    write_json(old, {"benchmark": {"rounds": 1}})
+    write_json(new, {"benchmark": {"rounds": 2}})
+    assert benchmarks.main(["--before", str(old), "--out", str(new)]) == 0
+    assert read_json(new) == {"benchmark": {"rounds": 2}, "before": {"rounds": 1}}
+    assert benchmarks.main(["--before", str(old)]) == 2 and "--before needs --out" in capsys.readouterr().err
+
 # --- a GPU's part -------------------------------------------------------------------------------------------------------------------
 
 def test_an_epoch_is_timed_over_full_batches(monkeypatch):
@@ -202,7 +257,7 @@ def test_the_benchmark_runs_on_a_gpu():
 @pytest.mark.skipif(not benchmarks._has_pythae(), reason="pythae is not installed: pip install gpvae[bench]")
 def test_pythae_computes_the_same(vae, x):
     plain = _Plain(vae)
-    theirs = benchmarks._pythae_model(plain, TINY)
+    theirs = benchmarks._pythae_model(plain, (1, TINY.side, TINY.side), TINY.z_dim)
     torch.manual_seed(1)
     ours = -vae.elbo(x).mean()
     torch.manual_seed(1)

@@ -8,7 +8,9 @@ import torch
 from gpvae.checks import InputError
 from gpvae.evidence import Estimator
 from gpvae.study import estimators
-from gpvae.study.estimators import _best_width, _families, _growth, _grown, _main, _ms_to, _peak_rise, _rows_of
+from gpvae.study.benchmarks import _has_pythae
+from gpvae.study.estimators import (_GROWING, _Pythae, _best_width, _families, _growth, _grown, _made_up, _main, _ms_to, _peak_rise, _rows_of,
+                                    _sized, _slope)
 from gpvae.study.run import run, run_folder
 from gpvae.study.spec import RunSpec
 from gpvae.study.store import Store
@@ -27,7 +29,8 @@ def few(monkeypatch):
     "One small estimator of each family, and a short reference."
     monkeypatch.setattr(estimators, "_REFERENCE", Estimator("curvature", 4, temperatures=10))
     made = {"IWAE, encoder": [Estimator("posterior", 2), Estimator("posterior", 200)], "annealing": [Estimator("curvature", 4, temperatures=3)]}
-    monkeypatch.setattr(estimators, "_families", lambda width: made)
+    monkeypatch.setattr(estimators, "_families", lambda *widths: dict(made))
+    monkeypatch.setattr(estimators, "_has_pythae", lambda: False)
 
 def test_a_row_has_what_it_says(finished, few):
     rows = pd.DataFrame(_rows_of(finished, 6))
@@ -40,6 +43,17 @@ def test_every_family_grows():
         rows = [e.rows(20) for e in family]
         assert rows == sorted(rows) and len({e.proposal for e in family}) == 1
     assert {e.inflation for e in _families(1.4)["IWAE, encoder of another width"]} == {1.4}
+    assert {e.inflation for e in _families(1.4, 2.)["IWAE, encoder after a step"]} == {2.}
+
+def test_a_part_of_the_families_can_be_asked_for(finished, few):
+    assert {r["family"] for r in _rows_of(finished, 4, only=["annealing"])} == {"annealing"}
+    with pytest.raises(InputError, match="family 'anealing' is unknown"): _rows_of(finished, 4, only=["anealing"])
+
+@pytest.mark.skipif(not _has_pythae(), reason="pythae is not installed: pip install gpvae[bench]")
+def test_pythae_estimates_the_same():
+    model, x = _sized("images", 3)
+    with torch.no_grad(): close = (_Pythae(3000)(model, x) - Estimator("posterior", 3000)(model, x)).abs().max()
+    assert close < 0.2 and torch.equal(_Pythae(100)(model, x, seed=1), _Pythae(100)(model, x, seed=1))
 
 def test_the_width_is_the_best_of_the_validation_images():
     "Of an encoder that is far too narrow the widest; of one that is far too wide none."
@@ -60,10 +74,11 @@ def test_a_size_is_changed_only_where_there_is_one():
     assert _grown(annealed, "images", 9) == annealed
 
 def test_growth_has_every_size(monkeypatch, tmp_path):
-    monkeypatch.setattr(estimators, "_AXES", {"images": (2, 3), "samples": (5,), "temperatures": (2,), "latents": (2,)})
+    monkeypatch.setattr(estimators, "_AXES", {"images": (2, 3), "samples": (5,), "temperatures": (2,), "latents": (2,), "width": (9,)})
+    monkeypatch.setattr(estimators, "_ROWS", (3, 4))
     monkeypatch.setattr(estimators, "_GROWING", {"a": Estimator("posterior", 5), "b": Estimator("curvature", 2, temperatures=1)})
     rows = pd.DataFrame(_growth())
-    assert rows.groupby("axis").size().to_dict() == {"images": 4, "samples": 1, "temperatures": 1, "latents": 2} and (rows["seconds"] > 0).all()
+    assert rows.groupby("axis").size().to_dict() == {"images": 4, "samples": 1, "temperatures": 1, "latents": 2, "width": 2, "rows": 6} and (rows["seconds"] > 0).all()
     store = Store(tmp_path)
     for _ in range(2): store.keep_growth(rows.to_dict("records"))
     assert len(store.growth()) == len(rows)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gpvae import evidence
+from gpvae.ais import _STARTS
 from gpvae.checks import InputError
 from gpvae.evidence import Estimator, _ladder, _reference, log_likelihood
 from gpvae.optimum import Climb
@@ -28,6 +29,8 @@ class NoCurvature(nn.Module):
 
     def log_px_z(self, eta, x): return self.of.log_px_z(eta, x)
     def sample(self, eta, generator=None): return self.of.sample(eta, generator)
+
+def uncurved(model): return VAE(model.encoder, model.decoder, NoCurvature(model.likelihood)).double()
 
 @pytest.fixture
 def short(monkeypatch):
@@ -50,14 +53,14 @@ def test_no_error_is_reported_below_what_an_estimator_lacks(curved, short):
     "Every estimator of the ladder, against the exact answer on other images; with and without a curvature."
     lg = Unit(); x = lg.unit(200)
     model = lg.model(lg.off)
-    if not curved: model = VAE(model.encoder, model.decoder, NoCurvature(model.likelihood)).double()
+    if not curved: model = uncurved(model)
     with torch.no_grad():
         reference = _reference(model, x[:40], "floats", 0.1, "curvature" if curved else "best", 1)
         for e, error in evidence._tried(model, x[:40], "floats", reference, 2):
             lack = lg.log_px(x) - e(model, x, "floats", 3)
             assert lack.mean() < error + 3 * lack.std() / 40**0.5 + 0.02, e
             if e.proposal != "posterior": break
-    assert {e.proposal for e in _ladder(model)} == ({"posterior", "curvature", "best"} if curved else {"posterior", "best"})
+    assert {e.proposal for e in _ladder(model)} == ({"posterior", "newton", "curvature", "best"} if curved else {"posterior", "step", "best"})
 
 def test_the_reference_of_a_bent_model_is_no_better_than_it_says():
     "Against importance sampling with very many samples, on a model of binary pixels."
@@ -70,12 +73,23 @@ def test_the_reference_of_a_bent_model_is_no_better_than_it_says():
 def test_the_cheapest_is_tried_first():
     model = Unit().model(None)
     rows = [e.rows(Z) for e in _ladder(model)]
-    assert rows == sorted(rows) and _ladder(model)[0] == Estimator("posterior", 100)
+    assert rows == sorted(rows) and _ladder(model)[0] == Estimator("newton", 30) # of few latents a round costs little
+    assert _ladder(uncurved(model))[0] == Estimator("posterior", 100)
+    assert Estimator("posterior", 30).rows(20) < Estimator("step", 30).rows(20) < Estimator("newton", 30).rows(20) < Estimator("curvature", 30).rows(20)
     assert Estimator("curvature", 30).rows(20) < Estimator("best", 30).rows(20) < Estimator("best", 8, temperatures=10).rows(20)
+
+def test_a_step_goes_half_of_the_way_and_two_rounds_all_of_it():
+    "Exactly, where the posterior is a Gaussian that the encoder has but for the mean."
+    lg = Unit(orthogonal=True); x = lg.unit(20)
+    model, exact = lg.model(lambda x: lg.rough(x, shift=0.8, width=1.)), lg.mean(x)
+    q, moved, found = (_STARTS[name](model, x) for name in ("posterior", "step", "newton"))
+    torch.testing.assert_close(moved.mu - exact, 0.5 * (q.mu - exact))
+    torch.testing.assert_close((moved.log_sigma, found.mu), (q.log_sigma, exact))
+    torch.testing.assert_close(Estimator("newton", 2)(model, x, "floats"), lg.log_px(x))
 
 def test_an_exact_encoder_is_enough(short):
     lg = Unit(orthogonal=True); x = lg.unit(40)
-    r = found(lg.model(lambda x: lg.rough(x, shift=0., width=1.)), x, 0.1)
+    r = found(uncurved(lg.model(lambda x: lg.rough(x, shift=0., width=1.))), x, 0.1)
     assert r.estimator == Estimator("posterior", 100) and len(r.tried) == 1
     torch.testing.assert_close(r.log_px, lg.log_px(x))
 

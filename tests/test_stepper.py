@@ -110,11 +110,12 @@ class FakeStream:
 @pytest.fixture
 def fake_cuda(monkeypatch):
     "The calls that a CUDA device answers, and the mode in which waiting is an error."
-    context, mode = (lambda *args: contextlib.nullcontext()), ["default"]
+    context, mode, waited = (lambda *args: contextlib.nullcontext()), ["default"], []
     names = dict(Stream=FakeStream, CUDAGraph=FakeGraph, stream=context, graph=context, current_stream=FakeStream, get_sync_debug_mode=lambda: mode[0],
                  set_sync_debug_mode=lambda value: mode.__setitem__(0, value), get_rng_state=lambda device: torch.get_rng_state(),
-                 set_rng_state=lambda state, device: torch.set_rng_state(state))
+                 set_rng_state=lambda state, device: torch.set_rng_state(state), synchronize=lambda device: waited.append(mode[0]))
     for name, value in names.items(): monkeypatch.setattr(torch.cuda, name, value)
+    mode.append(waited) # in which mode the host waited for the device
     return mode
 
 def test_a_graph_is_recorded_once_after_the_warm_up(fake_cuda):
@@ -127,6 +128,26 @@ def test_a_graph_is_recorded_once_after_the_warm_up(fake_cuda):
         assert (record.graph is None) == (call <= record.warmup)
     assert record.graph.replays == 3 and record.graph.registered == [step.pixels]
     assert all(not group["capturable"] for group in step.optimizer.param_groups)
+
+def test_a_step_that_cannot_be_recorded_is_eager_from_then_on_and_says_why(fake_cuda, monkeypatch):
+    "Nothing is computed while recording fails: the steps are those of an eager run."
+    @contextlib.contextmanager
+    def fails(graph):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        yield
+    monkeypatch.setattr(torch.cuda, "graph", fails)
+    results = []
+    for recorded in (True, False):
+        model = model_of("gpvae").train()
+        step = Stepper(model, adam(model, CONFIG), pixels(), "stochastic", CONFIG, recorded=recorded)
+        step.seed(0)
+        terms = []
+        for call in range(6):
+            terms.append(step(torch.arange(8)))
+            for record in step._records.values(): record.cuda = True
+        results.append((torch.stack(terms), numbers(model)))
+        assert step.why == ("the step cannot be recorded (operation not permitted when stream is capturing)" if recorded else "") and not step.recorded
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 class Waits(torch.nn.Module):
     "A trunk that looks at a number, after noise was drawn."
@@ -152,7 +173,7 @@ def test_a_step_that_waits_is_eager_from_the_start_and_says_why(fake_cuda):
         results.append((terms, numbers(model)))
         assert step.why == ("the host waits for the device (called a synchronizing CUDA operation)" if first else "") and not step.recorded
     for a, b in zip(*results): assert torch.equal(a, b)
-    assert fake_cuda[0] == "default"
+    assert fake_cuda == ["default", ["default"]] # waited once, before what was begun is put back, and where that is allowed
 
 def test_the_reason_is_shown(monkeypatch, capsys):
     class Slow(Stepper):

@@ -7,54 +7,100 @@ __all__ = []
 
 # %% ../../nbs/92_estimators.ipynb #ed17a43d
 import argparse
+import ctypes
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from ..checks import check_kinds, require
-from ..data import prepare_splits
+from torch import Tensor, nn
+from ..checks import check_kinds, choose, require
+from ..data import prepare_splits, to_float
 from ..evidence import Estimator
 from ..iwae import evaluate
 from ..likelihoods import Bernoulli
 from ..networks import mlp_decoder, mlp_trunk
+from ..posteriors import DiagonalGaussian
+from .benchmarks import _has_pythae, _pythae_model
 from .commands import _guarded
-from .run import is_finished, load_model, run_images
-from .spec import settings_text
-from .store import Store
-from ..vae import VAE, AmortizedEncoder
+from .run import COLUMNS, is_finished, load_model, run_images
+from .spec import RunSpec, settings_text
+from .store import Store, select
+from ..vae import VAE, AmortizedEncoder, evaluating
 
 # %% ../../nbs/92_estimators.ipynb #1751901f
 _WIDTHS = (1., 1.4, 2., 3.)     # factors on the variances that validation images choose from
 _KS, _TS = (10, 30, 100, 300, 1000), (5, 10, 25, 50, 100)
 
-def _best_width(model: VAE, x: Tensor, binarisation: str) -> float:
+def _best_width(model: VAE, x: Tensor, binarisation: str, proposal: str = "posterior") -> float:
     "The factor with the highest IWAE-100."
-    mean = lambda w: evaluate(model, x, 100, binarisation, inflation=w).iwae.mean().item()
+    mean = lambda w: Estimator(proposal, 100, w)(model, x, binarisation).mean().item()
     return max(_WIDTHS, key=mean)
 
-def _families(width: float) -> dict[str, list[Estimator]]:
+def _families(width: float, stepped: float = 1. # factors on the variances, without and with a step
+             ) -> dict[str, list[Estimator]]:
     "Every family, its smallest size first."
     many = (*_KS, 3000, 10_000)
     annealed = lambda start, Ts: [Estimator(start, 8, temperatures=T) for T in Ts]
     return {"IWAE, encoder": [Estimator("posterior", k) for k in many],
             "IWAE, encoder of another width": [Estimator("posterior", k, width) for k in many],
+            "IWAE, encoder after a step": [Estimator("step", k, stepped) for k in many],
+            "IWAE, two rounds of curvature": [Estimator("newton", k) for k in (*_KS, 3000)],
             "IWAE, full covariance": [Estimator("curvature", k) for k in (*_KS, 3000)],
             "annealing, from curvature": annealed("curvature", _TS),
             "annealing, from the search": annealed("best", _TS[1:4])}
 
+# %% ../../nbs/92_estimators.ipynb #a911512f
+class _Parts(nn.Module):
+    "Encoder and decoder of a model, as pythae asks for them."
+    def __init__(self, model: VAE):
+        super().__init__()
+        self.model, self.decoder = model, model.decoder
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: # mean, log variance
+        q = self.model.posterior(x)
+        require(isinstance(q, DiagonalGaussian), "pythae's estimator takes independent Gaussians only")
+        return q.mu, 2 * q.log_sigma
+
+@dataclass(frozen=True)
+class _Pythae:
+    "pythae's estimator, called as ours are."
+    samples: int
+    inflation: float = 1.
+    temperatures: int = 0
+
+    def __call__(self, model: VAE, x: Tensor, binarisation: str = "static", seed: int = 0) -> Tensor: # nats
+        theirs = _pythae_model(_Parts(model), tuple(x.shape[1:]), model.first_weight.shape[1])
+        with evaluating(model), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found = [theirs.get_nll(image[None], self.samples) for image in to_float(x, binarisation)]
+        return torch.tensor(found, dtype=torch.float64)
+
 # %% ../../nbs/92_estimators.ipynb #9eea9d1d
 _REFERENCE = Estimator("best", 16, temperatures=400)
 
-def _timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]: # what it returns, processor seconds
+def _timed(call: Callable[[], object]) -> tuple[object, float]: # what it returns, processor seconds
     start = time.process_time()
     return call(), time.process_time() - start
 
-def _rows_of(folder: Path, images: int = 64, progress: Callable = lambda text: None) -> list[dict]:
+def _chosen(model: VAE, valid: Tensor, binarisation: str,
+            only: Sequence[str] # names of families; none: all
+           ) -> dict[str, list[Estimator|_Pythae]]:
+    "The families that are measured."
+    widths = (_best_width(model, valid, binarisation, proposal) for proposal in ("posterior", "step"))
+    found = _families(*widths)
+    theirs = _has_pythae() and isinstance(model.likelihood, Bernoulli)
+    if theirs: found["pythae's get_nll"] = [_Pythae(k) for k in (100, 300, 1000, 3000, 10_000)]
+    return {name: found[choose("family", name, found)] for name in only or found}
+
+def _rows_of(folder: Path, images: int = 64, progress: Callable = lambda text: None,
+             only: Sequence[str] = () # names of families; none: all
+            ) -> list[dict]:
     "What every estimator costs and lacks on the first test images of a finished run."
     check_kinds(int, 2, images=images)
     require(is_finished(folder), f"{folder} holds no finished run: pass the folder that gpvae_run prints")
@@ -63,7 +109,7 @@ def _rows_of(folder: Path, images: int = 64, progress: Callable = lambda text: N
     x, kind = splits.test[:images], splits.eval_binarisation
     reference = _REFERENCE(model, x, kind, seed=1)
     progress(f"{spec.dataset} {spec.method} {spec.seed}: log p(x) {reference.mean():.2f} nats")
-    families = _families(_best_width(model, splits.valid[:200], kind))
+    families = _chosen(model, splits.valid[:200], kind, only)
     same = {"spec": folder.name, "dataset": spec.dataset, "method": spec.method, "seed": spec.seed,
             "settings": settings_text(spec.settings), "likelihood": spec.likelihood,
             "images": images, "log_px": reference.mean().item()}
@@ -94,9 +140,12 @@ def _ms_to(rows: pd.DataFrame,  # one family on one run
     return float(ms[i - 1] * (ms[i] / ms[i - 1])**part)
 
 # %% ../../nbs/92_estimators.ipynb #e8ea013b
-_AXES = {"images": (4, 8, 16, 32), "samples": (100, 300, 1000, 3000),
-         "temperatures": (10, 20, 40, 80), "latents": (10, 20, 50, 100, 200)}
+_AXES = {"images": (16, 32, 64, 128, 256), "samples": (100, 300, 1000, 3000, 10_000),
+         "temperatures": (10, 20, 40, 80, 160), "latents": (10, 20, 50, 100, 200),
+         "width": (125, 250, 500, 1000, 2000)}
+_USUAL = {"images": 16, "latents": 20, "width": 500}
 _GROWING = {"IWAE, encoder": Estimator("posterior", 1000),
+            "IWAE, two rounds of curvature": Estimator("newton", 300),
             "IWAE, full covariance": Estimator("curvature", 100),
             "annealing, from curvature": Estimator("curvature", 8, temperatures=10)}
 
@@ -107,38 +156,87 @@ def _status_mb(field: str) -> float: # of /proc/self/status; NaN where there is 
 
 def _peak_rise(call: Callable[[], object]) -> float: # MB
     "How far a call raises the memory of the process, at its peak."
-    try: Path("/proc/self/clear_refs").write_text("5")
-    except OSError: return math.nan
+    try:
+        give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda size: None)
+        give_back(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, TypeError): return math.nan
     before = _status_mb("VmRSS")
     call()
     return _status_mb("VmHWM") - before
 
+def _measured(call: Callable[[], object], **names: object) -> dict: # a row
+    "Processor seconds and peak memory of a call that was made before."
+    _, seconds = _timed(call)
+    for _ in range(2 if seconds < 1 else 0): seconds = min(seconds, _timed(call)[1])
+    return names | {"seconds": seconds, "mb": _peak_rise(call)}
+
+# %% ../../nbs/92_estimators.ipynb #db2db32a
 def _grown(e: Estimator, axis: str, value: int) -> Estimator|None: # None: it has no such size
     "The estimator at another size."
     of = {"samples": {"samples": value}, "temperatures": {"temperatures": value}}.get(axis, {})
     fits = e.temperatures if axis == "temperatures" else axis != "samples" or not e.temperatures
     return Estimator(**vars(e) | of) if fits else None
 
-def _growth() -> list[dict]:
-    "One row for every estimator and every size."
-    found = []
-    for axis, values in _AXES.items():
-        for value in values:
-            n, z_dim = (value if axis == a else usual for a, usual in (("images", 4), ("latents", 20)))
-            torch.manual_seed(0)
-            encoder = AmortizedEncoder(mlp_trunk((1, 28, 28)), 500, z_dim)
-            model = VAE(encoder, mlp_decoder(z_dim, (1, 28, 28)), Bernoulli())
-            x = (255 * (torch.rand(n, 1, 28, 28) < 0.13)).byte()
-            for name, estimator in _GROWING.items():
-                e = _grown(estimator, axis, value)
-                if e is None: continue
-                e(model, x[:2])
-                _, seconds = _timed(lambda: e(model, x))
-                rise = _peak_rise(lambda: e(model, x))
-                found.append({"family": name, "axis": axis, "value": value, "seconds": seconds, "mb": rise})
-    return found
+def _sized(axis: str, value: int) -> tuple[VAE, Tensor]:
+    "A model that nobody trained, and images, of the usual sizes but for one."
+    sizes = _USUAL | {axis: value}
+    shape, hidden = (1, 28, 28), (sizes["width"], sizes["width"])
+    torch.manual_seed(0)
+    encoder = AmortizedEncoder(mlp_trunk(shape, hidden), sizes["width"], sizes["latents"])
+    model = VAE(encoder, mlp_decoder(sizes["latents"], shape, hidden), Bernoulli())
+    return model, (255 * (torch.rand(sizes["images"], *shape) < 0.13)).byte()
+
+def _growth_of_estimators() -> Iterator[dict]:
+    "One row for every estimator and every size that it has."
+    for axis, value in ((axis, value) for axis, values in _AXES.items() for value in values):
+        model, x = _sized(axis, value)
+        for name, estimator in _GROWING.items():
+            e = _grown(estimator, axis, value)
+            if e is None: continue
+            e(model, x[:2]) # what the first call of a kind makes
+            yield _measured(lambda: e(model, x), family=name, axis=axis, value=value)
 
 # %% ../../nbs/92_estimators.ipynb #d6d9da0f
+_ROWS = (100, 1000, 10_000, 100_000)
+
+def _made_up(n: int) -> pd.DataFrame:
+    "A table of runs."
+    names = dict(dataset="digits", method="vae", z_dim=2, budget="smoke", n_train=100,
+                 likelihood="bernoulli", binarisation="fixed", settings="")
+    texts = dict.fromkeys(("device", "torch", "commit", "checksum"), "made up")
+    table = pd.DataFrame(dict.fromkeys(COLUMNS, 1.) | names | texts, index=range(n))[list(COLUMNS)]
+    return table.assign(seed=table.index, spec=[f"{i:012x}" for i in table.index])
+
+def _growth_of_the_store(folder: Path) -> Iterator[dict]:
+    "One row for every question and every number of rows."
+    for n in _ROWS:
+        store = Store(folder / str(n))
+        made = _made_up(n)
+        with store._writing(): store._keep_rows("runs", made.to_dict("records"))
+        specs = [RunSpec("digits", "vae", 2, i, "smoke", n_train=100) for i in range(min(n, 100))]
+        rows, one = store.runs(), made.tail(1).to_dict("records")
+        def keep():
+            with store._writing(): store._keep_rows("runs", one)
+        asked = {"store, read": store.runs, "store, find 100": lambda: select(rows, specs),
+                 "store, keep one": keep}
+        for name, call in asked.items():
+            call()
+            yield _measured(call, family=name, axis="rows", value=n)
+
+def _growth() -> list[dict]:
+    "All rows."
+    with TemporaryDirectory() as folder:
+        return [*_growth_of_estimators(), *_growth_of_the_store(Path(folder))]
+
+# %% ../../nbs/92_estimators.ipynb #57de73b7
+def _slope(sizes: Sequence[float]|pd.Series, values: Sequence[float]|pd.Series, last: int = 3) -> float:
+    "The exponent with which values grow."
+    order = np.argsort(sizes)[-last:]
+    log_size, log_value = (np.log(np.asarray(v, float)[order]) for v in (sizes, values))
+    return float(np.polyfit(log_size, log_value, 1)[0])
+
+# %% ../../nbs/92_estimators.ipynb #f10aac4a
 def _measure(args: argparse.Namespace) -> None:
     "Measure, say what was found, keep it."
     asked = bool(args.runs) or args.growth
@@ -147,7 +245,7 @@ def _measure(args: argparse.Namespace) -> None:
     store = Store(args.out)
     say = lambda text: print(text, flush=True)
     for folder in args.runs:
-        store.keep_likelihoods(_rows_of(Path(folder), args.images, say))
+        store.keep_likelihoods(_rows_of(Path(folder), args.images, say, args.families))
     if args.growth: store.keep_growth(_growth())
 
 def _main(argv: Sequence[str]|None = None) -> int: # exit status
@@ -156,6 +254,7 @@ def _main(argv: Sequence[str]|None = None) -> int: # exit status
                                 description="Measure what every estimator of log p(x) costs and lacks.")
     p.add_argument("runs", nargs="*", help="folders of finished runs")
     p.add_argument("--images", type=int, default=64, help="test images (default: 64)")
+    p.add_argument("--families", nargs="+", default=(), help="names of families (default: all)")
     p.add_argument("--growth", action="store_true", help="also how time and memory grow")
     p.add_argument("--out", default=None, help="folder of the store (default: nbs/results)")
     args = p.parse_args(argv)

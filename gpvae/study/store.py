@@ -211,14 +211,16 @@ def _named(spec: RunSpec) -> tuple: # what a row must have, by `_NAMED`
 
 # %% ../../nbs/83_store.ipynb #7b38c741
 class _Places:
-    "Where the rows of a specification are."
-    def __init__(self, rows: pd.DataFrame): # not empty
+    "Where the rows of some specifications are."
+    def __init__(self, rows: pd.DataFrame, specs: Iterable[RunSpec]): # rows: not empty
         others = ("n_train", "protocol", "likelihood", "binarisation")
         self.columns = {c: rows[c].tolist() for c in (*_NAMED, *others) if c in rows}
-        self.by_name, self.sizes = {}, {} # places by `_NAMED`; numbers of training images by set and budget
+        self.by_name = {_named(spec): [] for spec in specs} # their places
+        self.sizes = {} # numbers of training images, by set and budget
         for place, name in enumerate(zip(*(self.columns[c] for c in _NAMED))):
-            self.by_name.setdefault(name, []).append(place)
-        for dataset, budget, n in zip(*(self.columns[c] for c in ("dataset", "budget", "n_train"))):
+            if name in self.by_name: self.by_name[name].append(place)
+        different = rows[["dataset", "budget", "n_train"]].drop_duplicates()
+        for dataset, budget, n in different.to_numpy().tolist():
             self.sizes.setdefault((dataset, budget), set()).add(n)
 
     def _n_train(self, spec: RunSpec) -> float: # training images; NaN where no row can be meant
@@ -228,7 +230,7 @@ class _Places:
         return float(max((n for n in sizes if n <= wanted), default=math.nan))
 
     def __call__(self, spec: RunSpec) -> list[int]: # of the latest protocol
-        places, asked = self.by_name.get(_named(spec), ()), _pixels(spec) | {"n_train": self._n_train(spec)}
+        places, asked = self.by_name[_named(spec)], _pixels(spec) | {"n_train": self._n_train(spec)}
         places = [p for p in places if all(self.columns[k][p] == v for k, v in asked.items())]
         latest = max((self.columns["protocol"][p] for p in places), default=0)
         return [p for p in places if self.columns["protocol"][p] == latest]
@@ -248,7 +250,8 @@ def check_alike(rows: pd.DataFrame, but: tuple[str, ...] = () # columns that may
 
 def select(rows: pd.DataFrame, specs: Iterable[RunSpec]) -> pd.DataFrame:
     "The rows of specifications, one each at most, in their order; the index is the specification's number."
-    found, places_of = {}, _Places(rows) if len(rows) else lambda spec: []
+    found, specs = {}, list(specs)
+    places_of = _Places(rows, specs) if len(rows) else lambda spec: []
     for number, spec in enumerate(specs):
         places = places_of(spec)
         if len(places) > 1: check_alike(rows.iloc[places])

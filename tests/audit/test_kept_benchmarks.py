@@ -1,18 +1,28 @@
-"The committed benchmark and the committed annealing are whole, of one shape, and what their page reads."
+"The committed benchmark, the one before it and the committed annealing are whole, of one shape, and what their page reads."
 import numpy as np
 import pytest
 
 from gpvae.files import read_json
-from gpvae.study.benchmarks import _TARGETS, _annealing_report, report, _targets_table
+from gpvae.study.benchmarks import _BUSY, _TARGETS, _annealing_report, report, _targets_table
 from gpvae.study.store import checkout
 
 @pytest.fixture(scope="module")
 def kept(): return read_json(checkout() / "nbs" / "results" / "benchmarks.json")
 
-def test_there_are_two_parts(kept): assert set(kept) == {"benchmark", "annealing"}
+def test_there_are_three_parts(kept): assert set(kept) == {"benchmark", "before", "annealing"}
 
-def test_every_contender_was_timed_in_every_round(kept):
-    b = kept["benchmark"]
+def test_others_had_cores_of_their_own_while_it_was_measured(kept):
+    machine = kept["benchmark"]["machine"]
+    assert machine["others"] < machine["cores"] - machine["threads"] + _BUSY
+
+def test_before_and_after_are_of_one_machine_and_one_size(kept):
+    before, after = kept["before"], kept["benchmark"]
+    for key in ("device", "cores", "threads", "torch"): assert before["machine"][key] == after["machine"][key]
+    assert before["sizes"] == after["sizes"] and before["data"] == after["data"] and before["machine"]["commit"] != after["machine"]["commit"]
+
+@pytest.mark.parametrize("part", ["benchmark", "before"])
+def test_every_contender_was_timed_in_every_round(kept, part):
+    b = kept[part]
     times = [t for group in b["groups"].values() for t in group.values()]
     assert set(b["groups"]) == {t.group for t in _TARGETS} and {len(t) for t in times} == {b["rounds"]} and min(map(min, times)) > 0
 

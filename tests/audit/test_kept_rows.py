@@ -8,6 +8,7 @@ import pytest
 from conftest import needs_set
 from gpvae.data import load
 from gpvae.study.catalogue import PAGES, PRESETS, STUDIES, page
+from gpvae.study.estimators import _AXES, _GROWING, _ROWS, _grown, _slope
 from gpvae.study.run import COLUMNS
 from gpvae.study.spec import PROTOCOL, RunSpec, parse_setting, settings_text, spec_hash
 from gpvae.study.store import N_IMAGES, Store, checkout
@@ -20,13 +21,31 @@ RESULTS = [("digits", "smoke", "digits"), ("static_mnist", "cpu", "static_mnist"
 def test_every_table_has_its_checksum_and_no_file_is_unknown():
     sums = dict(line.split("  ")[::-1] for line in (STORE.folder / "SHA256SUMS").read_text().splitlines())
     tables = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in STORE.folder.glob("*.csv")}
-    assert sums == tables and set(tables) == {"runs.csv", "modes.csv", "gaps.csv", "refit.csv", "likelihoods.csv"}
+    assert sums == tables and set(tables) == {"runs.csv", "modes.csv", "gaps.csv", "refit.csv", "likelihoods.csv", "growth.csv"}
     known = {f"{r.dataset}-{r.budget}-{r.n_train}{part}" for r in ROWS.itertuples() for part in ("", "-refits")} | {f"gaps-{r.dataset}-{r.budget}" for r in GAPS.itertuples()}
     assert {p.stem for p in (STORE.folder / "images").glob("*.npz")} <= known | {"portrait"} # the numbers behind the picture of the front page
 
 def test_the_results_stay_small():
     files = [p for p in STORE.folder.rglob("*") if p.is_file() and p.name != ".lock"]
     assert max(p.stat().st_size for p in files) < 1_000_000 and sum(p.stat().st_size for p in files) < 7_000_000 and len(files) <= 32
+
+GROWTH = STORE.growth()
+
+def test_growth_has_every_size():
+    expected = {(name, axis, value) for axis, values in _AXES.items() for value in values for name, e in _GROWING.items() if _grown(e, axis, value)}
+    expected |= {(f"store, {what}", "rows", n) for n in _ROWS for what in ("read", "find 100", "keep one")}
+    assert {(r.family, r.axis, r.value) for r in GROWTH.itertuples()} == expected and (GROWTH[["seconds", "mb"]] > 0).all(axis=None)
+
+@pytest.mark.parametrize("axis", ["images", "samples", "temperatures", "latents", "rows"])
+def test_time_grows_linearly_or_better(axis):
+    for family, g in GROWTH[GROWTH["axis"] == axis].groupby("family"): assert _slope(g["value"], g["seconds"]) < 1.15, family
+
+def test_time_is_linear_or_better_in_the_weights_of_the_decoder():
+    for family, g in GROWTH[GROWTH["axis"] == "width"].groupby("family"): assert _slope(g["value"] * (20 + g["value"] + 784), g["seconds"]) < 1.15, family
+
+@pytest.mark.parametrize("axis", ["samples", "temperatures"])
+def test_memory_does_not_grow_with_samples_or_temperatures(axis):
+    for family, g in GROWTH[GROWTH["axis"] == axis].groupby("family"): assert abs(_slope(g["value"], g["mb"])) < 0.15, family
 
 def test_rows_are_whole():
     assert tuple(ROWS.columns) == COLUMNS and ROWS["spec"].is_unique
