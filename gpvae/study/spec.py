@@ -241,6 +241,7 @@ def _usual_settings(spec: RunSpec) -> Settings:
     "The budget's settings for the family of a method."
     return replace(BUDGETS[spec.budget], **_OF_FAMILY.get(METHODS[spec.method].family, {}))
 
+# %% ../../nbs/80_spec.ipynb #55610431
 def settings_of(spec: RunSpec) -> Settings:
     "The budget's settings with the changes of the specification."
     names = {f.name for f in fields(Settings)}
