@@ -1115,6 +1115,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'gpvae.study.spec._check_setting': ('spec.html#_check_setting', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec._check_shape': ('spec.html#_check_shape', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec._fits': ('spec.html#_fits', 'gpvae/study/spec.py'),
+                                  'gpvae.study.spec._own_settings': ('spec.html#_own_settings', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec._pixels': ('spec.html#_pixels', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec._plain': ('spec.html#_plain', 'gpvae/study/spec.py'),
                                   'gpvae.study.spec._setting': ('spec.html#_setting', 'gpvae/study/spec.py'),

@@ -66,3 +66,12 @@ def test_rows_carry_their_line_and_what_is_missing_is_named(tmp_path):
     store.keep([made_up("gpvae", 1, dataset="static_mnist", z_dim=20, settings="prior_scale=3.0"), made_up("vae", 2, dataset="static_mnist", z_dim=20)])
     assert sorted(study.rows(store)["line"]) == ["gpvae, prior scale 3", "vae"] and len(study.missing(store)) == len(study.specs) - 2
     assert RunSpec("static_mnist", "vae", 20, 2, "cpu") not in study.missing(store)
+
+def test_a_family_keeps_its_own_settings_unless_others_are_asked_for():
+    "Semi-amortized inference has another weight decay than the budget; a page that gives all the same names it for all."
+    own, vae = (RunSpec("static_mnist", m, 20, 0, "cpu") for m in ("sa-4", "vae"))
+    assert settings_of(own).weight_decay == 0.4 and settings_of(vae) == BUDGETS["cpu"]
+    assert settings_of(replace(own, settings=(("weight_decay", 0.1),))).weight_decay == 0.1
+    both = page("static_mnist", "cpu", ["vae", "sa-4"], 1, settings=(("weight_decay", 0.4),)).specs
+    assert [s.settings for s in both] == [(("weight_decay", 0.4),)] * 2
+    with pytest.raises(InputError, match="weight_decay=0.2 changes nothing for vae"): page("static_mnist", "cpu", ["vae", "sa-4"], 1, settings=(("weight_decay", 0.2),))

@@ -15,7 +15,7 @@ from ..checks import choose, require
 from ..data import CHOICES, Choice
 from ..files import sha256
 from .defaults import RUN
-from .spec import BUDGETS, METHODS, RunSpec, _usual_settings, check_spec, method_options
+from .spec import BUDGETS, METHODS, RunSpec, _own_settings, _usual_settings, check_spec, method_options
 from .spec import refit_of, settings_text, set_title
 from .store import Store, select
 
@@ -110,6 +110,7 @@ def _differing(specs: list[RunSpec]) -> _Changed: # one of each method
         require(key != "checkpoint_seconds", "checkpoint_seconds changes no result: leave it out")
         same = [s.method for s in specs if _usual(key, s) == value]
         if len(same) == len(specs): continue
+        same = [m for m in same if key not in _own_settings(m)] # a family's own may be what others are given
         require(not same, f"{key}={value} changes nothing for {', '.join(same)}: ask for other methods alone")
         kept.append((key, value))
     return tuple(kept)

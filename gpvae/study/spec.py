@@ -237,9 +237,13 @@ def settings_text(settings: tuple[tuple[str, object], ...]) -> str:
 # %% ../../nbs/80_spec.ipynb #72589be9
 _OF_FAMILY = {"sa": {"weight_decay": 0.4}} # where validation images choose another than the VAE's
 
+def _own_settings(method: str) -> dict[str, object]:
+    "Those of its family."
+    return _OF_FAMILY.get(METHODS[method].family, {})
+
 def _usual_settings(spec: RunSpec) -> Settings:
     "The budget's settings for the family of a method."
-    return replace(BUDGETS[spec.budget], **_OF_FAMILY.get(METHODS[spec.method].family, {}))
+    return replace(BUDGETS[spec.budget], **_own_settings(spec.method))
 
 # %% ../../nbs/80_spec.ipynb #55610431
 def settings_of(spec: RunSpec) -> Settings:
