@@ -264,6 +264,11 @@ class _UnitFactor(nn.Linear):
 # %% ../nbs/40_gp_encoder.ipynb #62ae7d88
 _MODES = ("mean", "marginal", "mixture") # posteriors of test time
 
+def _check_positive(**values: float) -> None:
+    "Raise `InputError` for a number that is not."
+    for name, value in values.items():
+        require(value > 0, f"{name} is {value}: it must be positive")
+
 # %% ../nbs/40_gp_encoder.ipynb #cd7237fa
 class GPEncoder(Encoder):
     "q(z|x) with random mean f(x) and log standard deviation g(x) (Kim & Pavlovic 2021)."
@@ -280,23 +285,21 @@ class GPEncoder(Encoder):
                  own_features: bool = False,         # a second trunk for the kernel
                  correlated: bool = False):          # a full covariance of q(z|x, f, g)
         super().__init__()
-        for name, value in dict(h_dim=h_dim, z_dim=z_dim, prior_scale=prior_scale, temperature=temperature,
-                                n_mixture=n_mixture).items():
-            require(value > 0, f"{name} is {value}: it must be positive")
+        sizes = dict(h_dim=h_dim, z_dim=z_dim, n_mixture=n_mixture)
+        _check_positive(**sizes, prior_scale=prior_scale, temperature=temperature)
         self.mode = choose("test-time mode", mode, _MODES[:2] if correlated else _MODES)
         self.trunk, self.kernel_trunk = trunk, copy.deepcopy(trunk) if own_features else None
         kinds = _OWN_FEATURES if own_features else _FEATURES
         self.features = kinds[choose("features", features, kinds)](h_dim)
         self.b, self.c = (nn.Linear(h_dim, z_dim) for _ in "bc")
-        sizes = h_dim, z_dim, covariance, prior_scale, learn_prior_scale
-        self.W, self.U = RandomLinear(*sizes), RandomLinear(*sizes)
+        weights = h_dim, z_dim, covariance, prior_scale, learn_prior_scale
+        self.W, self.U = RandomLinear(*weights), RandomLinear(*weights)
         self.temperature, self.n_mixture, self.noise_scale = temperature, n_mixture, 1.
         self.T = _UnitFactor(h_dim, z_dim) if correlated else None
         self._foldable = (features, covariance, own_features) == ("standardised", "diagonal", False)
 
     @property
-    def random(self) -> bool:
-        return self.W.random
+    def random(self) -> bool: return self.W.random
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -325,8 +328,7 @@ class GPEncoder(Encoder):
         if self.mode == "mixture": return self.mixture(x)
         return self.functions(x).at_mean() if self.mode == "mean" else self.functions(x).marginal()
 
-    def uncertainty(self, x: Tensor) -> Uncertainty:
-        return self.functions(x).uncertainty()
+    def uncertainty(self, x: Tensor) -> Uncertainty: return self.functions(x).uncertainty()
 
     def weight_kl(self) -> Float[Tensor, ""]:
         return (self.W.kl() + self.U.kl()) / self.temperature
@@ -338,8 +340,7 @@ class GPEncoder(Encoder):
         for layer in (other.W, other.U): layer.cov.heat(factor)
         return other
 
-    def _seen(self, x: Tensor, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
-        "The features that the kernel is made of."
+    def _seen(self, x: Tensor, phi: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]: # by the kernel
         return phi if self.kernel_trunk is None else self.kernel_trunk(x)
 
     def _functions(self, phi: Float[Tensor, "B H"], seen: Float[Tensor, "B H"]) -> RandomFunctions:

@@ -161,6 +161,7 @@ class _Inputs(NamedTuple):
 class _NotRecorded(RuntimeError):
     "A step that does not wait for the device, and yet cannot be a graph."
 
+# %% ../nbs/60_train.ipynb #1a667b69
 class _Record:
     "The step of batches of one size, from inputs in tensors of its own; on CUDA a graph after some steps."
     warmup = 3 # eager steps, which make Adam's state and what the libraries keep

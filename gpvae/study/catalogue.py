@@ -15,8 +15,8 @@ from ..checks import choose, require
 from ..data import CHOICES, Choice
 from ..files import sha256
 from .defaults import RUN
-from .spec import BUDGETS, METHODS, RunSpec, _own_settings, _usual_settings, check_spec, method_options
-from .spec import refit_of, settings_text, set_title
+from .spec import BUDGETS, METHODS, RunSpec, _own_settings, _usual_settings, check_spec
+from .spec import method_options, refit_of, settings_text, set_title
 from .store import Store, select
 
 # %% ../../nbs/84_catalogue.ipynb #c8ba919d
