@@ -97,7 +97,7 @@ def _packed_images(r: RunResult) -> dict[str, np.ndarray]: # by `<spec>_<column>
     return {f"{r.metrics['spec']}_{k}": _packed(np.asarray(r.per_image[k])) for k in kept}
 
 def _images_of(row: Mapping|pd.Series) -> str: # the file of a run's images
-    part = "-refits" if "decoder=" in row["settings"] else ""
+    part = "-refits" if "decoder=" in (row["settings"] or "") else ""
     return f"{row['dataset']}-{row['budget']}-{row['n_train']}{part}"
 
 def _gaps_of(row: Mapping|pd.Series) -> str: # the file of what was measured of them
