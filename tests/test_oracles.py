@@ -302,7 +302,7 @@ def test_folding_changes_no_function():
     encoder.train()(binary_images(50, seed=5))
     weights = tuple(p for p in encoder.parameters() if p.requires_grad)
     phi, taken = encoder.trunk(x), encoder.functions(x)
-    for a, b, c in zip(encoder._folded(phi), encoder._unfolded(phi, phi), taken):
+    for a, b, c in zip(encoder._folded(phi)[:4], encoder._unfolded(phi, phi), taken):
         assert torch.equal(a, c)
         close(a, b, 1e-12)
         parts = [torch.autograd.grad(v.sum(), weights, allow_unused=True, retain_graph=True) for v in (a, b)]
