@@ -1,6 +1,7 @@
 "The committed studies: presets are the best of what was tried, lines that a claim rests on have rows, and the pages of the studies say what the rows say."
 from dataclasses import asdict
 
+import pandas as pd
 import pytest
 
 from gpvae.study.catalogue import STUDIES, page
@@ -28,13 +29,14 @@ def test_a_family_has_all_its_tries_or_none():
 
 @pytest.mark.parametrize("method", SEARCHED)
 def test_no_try_is_clearly_ahead_of_the_preset(method):
-    "By half a nat, as two seeds of one setting may differ; the final counts where there is one."
+    "By half a nat, as two seeds of one setting may differ. The final counts where there is one: short tries were turned over by 2.3 nats."
     name, rows = ("finals", FINALS) if (FINALS["method"] == method).any() else ("search", SEARCH)
     spec = RunSpec(method=method, budget="cpu")
     preset = asdict(settings_of(spec)) | options_of(spec)
     bounds = {i: r["valid_elbo"] for i, r in rows[rows["method"] == method].iterrows()}
     usual = [i for i in bounds if settings_at(name, i).items() <= preset.items()]
-    assert len(usual) == 1 and bounds[usual[0]] > max(bounds.values()) - 0.5, f"{method} starts with other settings than its best try"
+    allowed = 0.5 if name == "finals" else 1.
+    assert len(usual) == 1 and bounds[usual[0]] > max(bounds.values()) - allowed, f"{method} starts with other settings than its best try"
 
 def test_grey_pixels_have_the_best_protocol_that_was_tried():
     rows = STUDIES["grey_protocol"].rows(STORE)
@@ -57,7 +59,9 @@ def test_no_other_setting_is_ahead_of_a_default(default, changed):
 
 def test_smaller_steps_at_the_end_are_worth_about_two_nats():
     bound = lambda study: study.rows(STORE).groupby("method")["elbo"].mean()
-    gain = (bound(page("static_mnist", "cpu")) - bound(STUDIES["steps"])).dropna()
+    alike = page("static_mnist", "cpu", ["sa-4"], 3, settings=(("weight_decay", 0.2),)) # it has another of its own
+    usual = bound(page("static_mnist", "cpu")).drop("sa-4")
+    gain = (pd.concat([usual, bound(alike)]) - bound(STUDIES["steps"])).dropna()
     assert len(gain) == 7 and gain.drop("sa-4").between(1.5, 2.5).all() and gain["sa-4"] < 1
 
 def text_of(name): return (NBS / "studies" / f"{name}.ipynb").read_text()
