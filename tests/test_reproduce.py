@@ -78,7 +78,8 @@ STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKI
 @pytest.mark.parametrize("number", STATUS)
 def test_a_stopped_command_takes_its_runs_along(runs, tmp_path, number):
     command = [sys.executable, "-m", "gpvae.study.commands", "reproduce", "--methods", "vae", "--seeds", "2", "--set", "epochs=100000", "--quiet", "--device", "cpu", "--out", str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a shell that starts tests aside has it ignored
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         wait_for(lambda: len(list(runs.glob("*/checkpoint.safetensors"))) == 2, process)
         started = children(process.pid)
         process.send_signal(number)
