@@ -46,9 +46,11 @@ class Study:
 
 # %% ../../nbs/84_catalogue.ipynb #08dcbafa
 def _study(name: str, title: str, lines: dict[str, RunSpec],
-           seeds: int = 1, **more # whole seeds first
+           seeds: int = 1, # whole seeds first
+           once: dict[str, RunSpec] = {}, **more # lines of one seed
           ) -> Study:
     specs = [(line, replace(s, seed=seed)) for seed in range(seeds) for line, s in lines.items()]
+    specs += once.items()
     return Study(name, title, tuple(s for _, s in specs), tuple(line for line, _ in specs), **more)
 
 def _cpu(method: str, n_train: int|None = None, **settings) -> RunSpec: # on static MNIST
@@ -190,7 +192,8 @@ PRESETS = { # by the name of their page
                                     _levels("mnist", _seeds(3, _FOUR), z_dims=(10, 20, 50))),
     "grey_mnist_n50000": _Preset("grey MNIST with 50,000 training images",
                                  _levels("mnist", _seeds(1, OURS), n_train=50_000)),
-    "binary_omniglot": _Preset("binary Omniglot", dict(dataset="omniglot", budget="cpu", methods=_FEW)),
+    "binary_omniglot": _Preset("binary Omniglot", dict(dataset="omniglot", budget="cpu",
+                                                       methods=_FEW | _seeds(3, OURS))),
     "colour_cifar10": _Preset("CIFAR-10 in colour", _levels("cifar10", _FEW, {"n_test": 2000})),
     "colour_celeba": _Preset("CelebA in colour", _levels("celeba", _FEW, {"n_test": 1000})),
 }
@@ -344,8 +347,8 @@ def _and_refitted(methods: dict[str, str], spec_of: Callable) -> dict[str, RunSp
     return {name: s for line, spec in pairs
             for name, s in ((line, spec), (f"{line}, refitted", _dreaming(spec)))}
 
-_EACH = _study("each", "The process, its control and the VAE, with and without dreams",
-               _and_refitted(_THREE, _cpu), seeds=3)
+_EACH = _study("each", "Every method, with and without dreams", _and_refitted(_THREE, _cpu), seeds=3,
+               once=_and_refitted({"full covariance": "full"} | {m: m for m in _RIVALS}, _cpu))
 
 # %% ../../nbs/84_catalogue.ipynb #4642d7bc
 def _anew(method: str, width: int, epochs: int, **settings) -> RunSpec: # on the decoder of the VAE
