@@ -185,6 +185,8 @@ def _levels(dataset: str, methods: dict[str, int], more: dict[str, object] = {},
     return dict(dataset=dataset, budget="cpu", methods=methods, likelihood="gaussian",
                 settings=tuple((_GREY_PIXELS | more).items()), **grid)
 
+_SHORT = dict(precision="bfloat16") # of the convolutions: the numbers are short
+_BRIEF = dict(epochs=20, milestones=(12.5, 15., 17.5))
 _FOUR, _FEW = (*OURS, "full"), _seeds(2, (*OURS, "full"), ("sa-4", "iaf-4"))
 PRESETS = { # by the name of their page
     "grey_mnist": _Preset("grey MNIST", _levels("mnist", _seeds(3, _FOUR, _RIVALS))),
@@ -194,8 +196,8 @@ PRESETS = { # by the name of their page
                                  _levels("mnist", _seeds(1, OURS), n_train=50_000)),
     "binary_omniglot": _Preset("binary Omniglot", dict(dataset="omniglot", budget="cpu",
                                                        methods=_FEW | _seeds(3, OURS))),
-    "colour_cifar10": _Preset("CIFAR-10 in colour", _levels("cifar10", _FEW, {"n_test": 2000})),
-    "colour_celeba": _Preset("CelebA in colour", _levels("celeba", _FEW, {"n_test": 1000})),
+    "colour_cifar10": _Preset("CIFAR-10 in colour", _levels("cifar10", _FEW, _SHORT | {"n_test": 2000})),
+    "colour_celeba": _Preset("CelebA in colour", _levels("celeba", _FEW, _SHORT | _BRIEF | {"n_test": 1000})),
 }
 
 # %% ../../nbs/84_catalogue.ipynb #f91f7984
@@ -400,6 +402,10 @@ _GREY_PROTOCOL = _study("grey_protocol", "The protocol for grey pixels", {
     for w, d in ((40, 0.02), (40, 0.05), (40, 0.1), (40, 0.2), (40, 0.5), (10, 0.1), (10, 0.2), (5, 0.2),
                  (0, 0.1), (0, 0.2), (0, 0.4), (0, 0.8))})
 
+_SHORTER = page(preset="colour_cifar10").specs[0] # the VAE
+_LONGER = replace(_SHORTER, settings=tuple(pair for pair in _SHORTER.settings if pair[0] != "precision"))
+_COLOUR_PROTOCOL = _study("colour_protocol", "The digits of convolutions", {"bfloat16": _SHORTER, "float32": _LONGER})
+
 _GREY_EACH = _study(
     "grey", "Grey pixels, with and without dreams",
     _and_refitted(_THREE | {"full covariance": "full"}, partial(_grey, **_GREY_PIXELS)), seeds=3)
@@ -413,9 +419,10 @@ _OWN = { # settings that the authors of a family leave open, the preset first
     "me-3":        [{"floor": 0.}, {"floor": 0.3}, {"spread": 0.3}],
     "rme-3":       [{"eta": 0.5, "C": 1.}, {"eta": 1., "C": 5.}, {"greed": 2.}],
     "hf-4":        [{"lr": 1e-3}, {"lr": 5e-4}, {"lr": 2e-3}],
-    "vlae":        [{"damping": 0.5}, {"damping": 1.}, {"damping": 0.25}],
+    "vlae":        [{"damping": 0.25}, {"damping": 0.5}, {"damping": 1.}],
 }
-_TRIES = {m: [*own, {"weight_decay": 0.1}, {"weight_decay": 0.4}] for m, own in _OWN.items()}
+_THEN = {"vlae": {"damping": 0.5}} # the preset when the weight decays were tried
+_TRIES = {m: [*own, *(_THEN.get(m, {}) | {"weight_decay": d} for d in (0.1, 0.4))] for m, own in _OWN.items()}
 _FINALS = { # {}: the preset
     "gpvae": [{}, {"prior_scale": 0.3}, {"temperature": 0.3}],
     "vae-dropout": [{}, {"weight_decay": 0.1}],
@@ -423,6 +430,7 @@ _FINALS = { # {}: the preset
     "iaf-4": [{}, {"weight_decay": 0.1}, {"forget_bias": 4.}],
     "rme-3": [{}, {"greed": 2.}],
     "sa-4":  [{}, {"weight_decay": 0.2}, {"weight_decay": 0.2, "milestones": (30., 40., 50.)}],
+    "vlae":  [{}, {"damping": 0.5}],
 }
 _HALF = {"milestones": (25., 30., 35.), "n_test": 500, "epochs": 40, "kl_warmup": 20} # as long as the budget
 
@@ -443,4 +451,4 @@ STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE,
                                _CLOSING, _EACH, _CAPACITY, _ELSEWHERE, _PROPOSALS,
                                _search("search", "Short tries", _TRIES, 5000, **_HALF),
                                _search("finals", "Finals", _FINALS, None),
-                               _MIXTURES, _GREY_PROTOCOL, _GREY_EACH)}
+                               _MIXTURES, _GREY_PROTOCOL, _COLOUR_PROTOCOL, _GREY_EACH)}

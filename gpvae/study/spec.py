@@ -59,7 +59,7 @@ _AMORTIZED = {
     "vae-dropout": Method(AmortizedEncoder, {"dropout": 0.05}, "VAE with dropout",
                           "Training drops some of the features that the Gaussian is read from.",
                           "vae", "30_vae.ipynb"),
-    "vlae": Method(LaplaceEncoder, {}, "Laplace (VLAE)",
+    "vlae": Method(LaplaceEncoder, {"damping": 0.25}, "Laplace (VLAE)",
                    "Solves with the linearised decoder give the mean, its curvature the full covariance.",
                    "vlae", "56_vlae.ipynb"),
     "full": Method(FullEncoder, {}, "Full covariance",
