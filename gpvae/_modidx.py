@@ -846,6 +846,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'gpvae.study.figures.style': ('figures.html#style', 'gpvae/study/figures.py')},
             'gpvae.study.front': { 'gpvae.study.front._closing_finding': ('front.html#_closing_finding', 'gpvae/study/front.py'),
                                    'gpvae.study.front._difficulty_finding': ('front.html#_difficulty_finding', 'gpvae/study/front.py'),
+                                   'gpvae.study.front._grey_finding': ('front.html#_grey_finding', 'gpvae/study/front.py'),
                                    'gpvae.study.front._grid_posterior': ('front.html#_grid_posterior', 'gpvae/study/front.py'),
                                    'gpvae.study.front._keep_portrait': ('front.html#_keep_portrait', 'gpvae/study/front.py'),
                                    'gpvae.study.front._likelihood_finding': ('front.html#_likelihood_finding', 'gpvae/study/front.py'),

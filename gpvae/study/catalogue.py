@@ -404,7 +404,8 @@ _GREY_PROTOCOL = _study("grey_protocol", "The protocol for grey pixels", {
 
 _SHORTER = page(preset="colour_cifar10").specs[0] # the VAE
 _LONGER = replace(_SHORTER, settings=tuple(pair for pair in _SHORTER.settings if pair[0] != "precision"))
-_COLOUR_PROTOCOL = _study("colour_protocol", "The digits of convolutions", {"bfloat16": _SHORTER, "float32": _LONGER})
+_COLOUR_PROTOCOL = _study("colour_protocol", "The digits of convolutions",
+                          {"bfloat16": _SHORTER, "float32": _LONGER})
 
 _GREY_EACH = _study(
     "grey", "Grey pixels, with and without dreams",
