@@ -163,8 +163,8 @@ def _grey_finding(store: Store) -> str: # Markdown
     own, steps = (seed_difference(rows, images, m, "vae", name) for m in ("gpvae", "sa-4"))
     def said(v): return "better" if v[1] > 0 else "worse" if v[2] < 0 else "not told apart from the VAE's"
     return ("**Grey pixels are another matter.** With their Gaussian likelihood, the paper's setting, the "
-            f"model that four gradient steps train is {said(steps)}: its log p(x), by annealing, less the VAE's "
-            f"is {text_interval(steps)} nats per image, one seed. The GP encoder's is {said(own)}, "
+            f"model that four gradient steps train is {said(steps)}: its log p(x), by annealing, less the "
+            f"VAE's is {text_interval(steps)} nats per image, one seed. The GP encoder's is {said(own)}, "
             f"{text_interval(own)} over three seeds; [the table](results/grey_mnist.ipynb).")
 
 # %% ../../nbs/91_front.ipynb #53932c76
