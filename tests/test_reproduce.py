@@ -292,7 +292,7 @@ def test_what_dreams_and_a_step_win_stands_beside_the_run_as_trained(grey):
     assert table["ELBO gained"].str.split().str[0].tolist() == ["+3.00", "+4.00", "+5.00"]
     one = grey_page(grey).treated
     assert one.index.tolist() == [i[1:] for i in table.index] and list(one.columns) == list(table.columns)
-    (grey.folder / "images" / "mnist-cpu-10000.npz").unlink()
+    (grey.folder / "images" / "mnist-z20-cpu-10000.npz").unlink()
     assert grey_page(grey).treated["ELBO gained"].tolist() == ["+3.00", "+4.00", "+5.00"] # no images, no interval
 
 @pytest.mark.parametrize("several", [False, True])

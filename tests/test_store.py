@@ -38,9 +38,9 @@ def test_images_are_read_for_the_rows_that_are_asked_for(tmp_path):
     store = Store(tmp_path)
     store.keep([made_up(seed=s, n_train=n) for s, n in ((0, 10), (1, 10), (2, 20))])
     assert set(store.images(store.runs()[:1])) == {"vae0_elbo", "vae0_iwae"} and len(store.images(store.runs())) == 6
-    assert {p.name for p in (tmp_path / "images").glob("*.npz")} == {"toy-cpu-10.npz", "toy-cpu-20.npz"}
+    assert {p.name for p in (tmp_path / "images").glob("*.npz")} == {"toy-z2-cpu-10.npz", "toy-z2-cpu-20.npz"}
     store.keep([made_up(seed=3, n_train=30)], images=False)
-    assert not (tmp_path / "images" / "toy-cpu-30.npz").exists() and len(store.runs()) == 4
+    assert not (tmp_path / "images" / "toy-z2-cpu-30.npz").exists() and len(store.runs()) == 4
 
 @pytest.mark.parametrize("level", [-90.003, 511.9, -3000.1, np.inf, np.nan])
 def test_numbers_of_images_are_rounded_to_64ths_whatever_their_size(tmp_path, level):
@@ -80,7 +80,7 @@ def test_two_processes_that_save_at_once_lose_nothing(tmp_path):
     assert len(store.runs()) == 40 and len(store.images(store.runs())) == 80 and len(store.modes()) == 80
     assert not list(tmp_path.rglob(".*.csv")) + list(tmp_path.rglob(".*.npz"))
 
-@pytest.mark.parametrize("name", ["runs.csv", "SHA256SUMS", "images/toy-cpu-10000.npz"])
+@pytest.mark.parametrize("name", ["runs.csv", "SHA256SUMS", "images/toy-z2-cpu-10000.npz"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "zero", "empty"])
 def test_damage_is_one_line(tmp_path, name, damage):
     store, path = Store(tmp_path), tmp_path / name
@@ -93,7 +93,7 @@ def test_damage_is_one_line(tmp_path, name, damage):
     path.write_bytes(content[:middle] if damage == "cut" else b"" if damage == "empty" else content)
     if name.startswith("images"):
         try: assert {k: v.tolist() for k, v in store.images(rows).items()} == before # a flip in what nobody reads, such as a time
-        except InputError as e: assert "\n" not in str(e) and "toy-cpu-10000.npz" in str(e)
+        except InputError as e: assert "\n" not in str(e) and "toy-z2-cpu-10000.npz" in str(e)
         return
     for use in (store.runs, lambda: store.keep([made_up(seed=9)])): # nothing is saved on top of damage
         with pytest.raises(InputError, match="runs.csv") as e: use()

@@ -98,7 +98,7 @@ def _packed_images(r: RunResult) -> dict[str, np.ndarray]: # by `<spec>_<column>
 
 def _images_of(row: Mapping|pd.Series) -> str: # the file of a run's images
     part = "-refits" if "decoder=" in (row["settings"] or "") else ""
-    return f"{row['dataset']}-{row['budget']}-{row['n_train']}{part}"
+    return f"{row['dataset']}-z{row['z_dim']}-{row['budget']}-{row['n_train']}{part}"
 
 def _gaps_of(row: Mapping|pd.Series) -> str: # the file of what was measured of them
     return f"gaps-{row['dataset']}-{row['budget']}"

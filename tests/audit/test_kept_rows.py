@@ -22,7 +22,7 @@ def test_every_table_has_its_checksum_and_no_file_is_unknown():
     sums = dict(line.split("  ")[::-1] for line in (STORE.folder / "SHA256SUMS").read_text().splitlines())
     tables = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in STORE.folder.glob("*.csv")}
     assert sums == tables and set(tables) == {"runs.csv", "modes.csv", "gaps.csv", "refit.csv", "likelihoods.csv", "growth.csv"}
-    known = {f"{r.dataset}-{r.budget}-{r.n_train}{part}" for r in ROWS.itertuples() for part in ("", "-refits")} | {f"gaps-{r.dataset}-{r.budget}" for r in GAPS.itertuples()}
+    known = {f"{r.dataset}-z{r.z_dim}-{r.budget}-{r.n_train}{part}" for r in ROWS.itertuples() for part in ("", "-refits")} | {f"gaps-{r.dataset}-{r.budget}" for r in GAPS.itertuples()}
     assert {p.stem for p in (STORE.folder / "images").glob("*.npz")} <= known | {"portrait"} # the numbers behind the picture of the front page
 
 def test_the_results_stay_small():
