@@ -10,7 +10,7 @@ from gpvae.study import claims as module
 from gpvae.study.claims import claims
 from gpvae.study.spec import RunSpec, refit_of, settings_text
 from gpvae.study.store import Store
-from gpvae.study.tables import seed_difference
+from gpvae.study.tables import _setting_name, seed_difference
 from test_store import made_up as made
 
 RIVALS = ("vae", "sa-4", "iaf-4", "hf-4", "me-3", "rme-3")
@@ -105,6 +105,15 @@ def test_speed_is_a_ratio_in_turns_or_over_seeds(tmp_path):
     posterior = {"gpvae": [1., 1.1, 1.], "sa-4": [0.5, 0.56, 0.5]}
     write_json(tmp_path / "benchmarks.json", {"benchmark": {"sizes": {"z_dim": 20}, "groups": {"posterior": posterior}}})
     assert "`sa-4` takes 0.5 ×" in claims(store).table.iloc[0, 1] and verdict_of(store, "speed") == "fails"
+
+def test_speed_is_a_ratio_in_turns_of_the_same_setting(tmp_path):
+    store, turns = kept(tmp_path, levels()), {"gpvae": [1., 1.1, 1.], "sa-4": [7., 7.7, 7.1]}
+    def names(z): write_json(tmp_path / "benchmarks.json", {"pages": {"turns": {_setting_name(dict(store.runs().iloc[0]) | {"z_dim": z}): turns}}})
+    z = store.runs()["z_dim"].iloc[0]
+    names(z + 1)
+    assert verdict_of(store, "speed") == "not run"
+    names(z)
+    assert "`sa-4` takes 7.0 ×" in claims(store).table.iloc[0, 1] and verdict_of(store, "speed") == "holds"
 
 def gaps_of(spec, doubt, gap, free):
     "Measured gaps of a run whose doubt, gap and free score are given; validation images alike."

@@ -38,10 +38,12 @@ from ..data import data_root, load, prepare_splits, to_float
 from ..files import commit, peak_mb, pick_device, read_json, write_json
 from ..iwae import default_rows, estimate_batch
 from ..networks import _pays, _product
+from .catalogue import PRESETS, Study, page
 from .commands import _guarded
 from .run import is_finished, load_model, run_images
-from .spec import METHODS, RunSpec, build_model, refit_of, train_config
+from .spec import METHODS, RunSpec, build_model, load_images, refit_of, train_config
 from .store import Store
+from .tables import _setting_name
 from ..timing import training_step
 from ..train import Stepper, TrainConfig, _decayed, adam
 from ..vae import VAE
@@ -64,12 +66,16 @@ def _spec_of(method: str, sizes: Sizes) -> RunSpec:
     settings = (("hidden", sizes.hidden), ("network", "mlp"))
     return RunSpec(method=method, z_dim=sizes.z_dim, likelihood="bernoulli", budget="cpu", settings=settings)
 
-def _model_of(method: str, sizes: Sizes) -> VAE:
-    "An untrained model as a run makes it, with the running moments of its features started."
-    model = build_model(_spec_of(method, sizes), (1, sizes.side, sizes.side)).train()
+def _started(model: VAE, x_shape: tuple[int, ...]) -> VAE: # (C, H, W)
+    "The same model with the running moments of its features started."
     with torch.random.fork_rng(devices=[]):
-        model.posterior(torch.rand(100, 1, sizes.side, sizes.side))
+        model.train().posterior(torch.rand(100, *x_shape))
     return model
+
+def _model_of(method: str, sizes: Sizes) -> VAE:
+    "An untrained model as a run makes it."
+    x_shape = 1, sizes.side, sizes.side
+    return _started(build_model(_spec_of(method, sizes), x_shape), x_shape)
 
 # %% ../../nbs/90_benchmarks.ipynb #e669eed2
 def _images(n: int, side: int
@@ -342,13 +348,28 @@ def _iwae_contenders(sizes: Sizes, x: Tensor) -> _Contenders:
     return {name: _Contender(call, len(x)) for name, call in found.items()}
 
 # %% ../../nbs/90_benchmarks.ipynb #6a37d7a0
-def _posterior_contenders(sizes: Sizes, x: Tensor, methods: Sequence[str] = tuple(METHODS)) -> _Contenders:
+def _posterior(model: VAE, batch: Tensor) -> _Contender:
     "The posterior of one batch and one sample of it, as `posterior_ms` times it; the unit is a batch."
-    def posterior(method):
-        model, batch = _model_of(method, sizes).to(x.device).eval(), x[:sizes.batch]
-        quiet = torch.no_grad() if model.encoder.needs_grad else torch.inference_mode()
-        return quiet(lambda: model.posterior(batch).rsample_and_log_prob())
-    return {m: _Contender(posterior(m)) for m in methods}
+    quiet = torch.no_grad() if model.encoder.needs_grad else torch.inference_mode()
+    return _Contender(quiet(lambda: model.posterior(batch).rsample_and_log_prob()))
+
+def _posterior_contenders(sizes: Sizes, x: Tensor, methods: Sequence[str] = tuple(METHODS)) -> _Contenders:
+    "The posterior of every method."
+    return {m: _posterior(_model_of(m, sizes).to(x.device).eval(), x[:sizes.batch]) for m in methods}
+
+# %% ../../nbs/90_benchmarks.ipynb #b75ead81
+def _page_contenders(study: Study, # of one image set and one number of latents
+                     device: torch.device, n: int = 128 # images
+                    ) -> tuple[str, _Contenders]: # the setting, and the posteriors
+    "The posterior of every method of a page on its first test images."
+    of = {s.method: load_images(s) for s in study.specs if s.seed == 0}
+    spec, data = next(iter(of.values()))
+    splits = prepare_splits(data, spec.binarisation)
+    x = to_float(splits.test[:n], splits.eval_binarisation)
+    x_shape = tuple(x.shape[1:])
+    models = {m: _started(build_model(full, x_shape), x_shape).to(device) for m, (full, _) in of.items()}
+    named = _setting_name({"dataset": spec.image_set, "likelihood": spec.likelihood, "z_dim": spec.z_dim})
+    return named, {m: _posterior(model.eval(), x.to(device)) for m, model in models.items()}
 
 # %% ../../nbs/90_benchmarks.ipynb #308d5a11
 def _seconds_of(call: Callable[[], object], n: int, wait: Callable[[], None]) -> float:
@@ -660,6 +681,24 @@ def benchmark(sizes: Sizes,
     if device.type == "cuda": result["epochs"] = _epochs_on_gpu(sizes, device)
     return result
 
+# %% ../../nbs/90_benchmarks.ipynb #b9d1c3da
+def _pages(names: Sequence[str], rounds: int, seconds: float, threads: int, device: torch.device) -> dict:
+    "The posteriors of the methods of named pages, ready for JSON."
+    found, turns = _machine(device, threads), {}
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    watch = _Watch(os.cpu_count() - threads + _BUSY, 2 * rounds * len(names))
+    for name in names:
+        setting, contenders = _page_contenders(page(preset=name), device)
+        turns[setting] = _take_turns(contenders, rounds, seconds, wait, watch)
+    others = round(float(np.mean(watch.seen)), 3) if watch.seen else None
+    return {"machine": found | {"others": others}, "rounds": rounds, "turns": turns}
+
+def _pages_table(result: dict) -> pd.DataFrame:
+    "How often the VAE's time the posterior of a method takes, by setting."
+    def over(times): return {m: str(ratio(t, times["vae"])) for m, t in times.items() if m != "vae"}
+    columns = {s: {"vae": f"{np.median(t['vae']):.3g} ms"} | over(t) for s, t in result["turns"].items()}
+    return pd.DataFrame(columns).fillna("")
+
 # %% ../../nbs/90_benchmarks.ipynb #f82866a6
 def report(result: dict) -> str:
     "The tables as text."
@@ -685,6 +724,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default=None, help="JSON file to write, or to renew in part (default: none)")
     p.add_argument("--before", default=None, metavar="FILE",
                    help="instead, keep beside it what an older commit measured on this machine (with --out)")
+    p.add_argument("--pages", nargs="+", default=(), metavar="PRESET", choices=list(PRESETS),
+                   help="instead, time the posteriors of the methods of these pages")
     p.add_argument("--annealing", default=None, metavar="FOLDER",
                    help="instead, anneal test images with the model of this finished run")
     p.add_argument("--images", type=int, default=500, help="of the annealing (default: 500)")
@@ -704,6 +745,10 @@ def _measure(args: argparse.Namespace) -> None:
     if args.annealing:
         part, text = "annealing", _annealing_report
         result = annealing(Path(args.annealing), args.images, AISConfig(args.temperatures), args.jobs)
+    elif args.pages:
+        part, text = "pages", lambda result: _pages_table(result).to_string()
+        torch.set_num_threads(args.threads)
+        result = _pages(args.pages, args.rounds, args.seconds, args.threads, pick_device(args.device))
     else:
         part, text, device = "benchmark", report, pick_device(args.device)
         torch.set_num_threads(args.threads)

@@ -395,6 +395,18 @@ _ELSEWHERE = _study("elsewhere", "More images, and grey ones", {
     "grey: full covariance, refitted, two steps": _and_step(_dreaming(_GREY, "full"), natural_steps=2),
 })
 
+# %% ../../nbs/84_catalogue.ipynb #b9211300
+def _lent(spec_of: Callable, images: str) -> dict[str, RunSpec]: # specification of a method
+    "The VAE, and its encoder, trained anew, on the decoder that gradient steps trained."
+    vae, steps = spec_of("vae"), spec_of("sa-4")
+    lent = _dreaming(steps, "vae")
+    lent = replace(lent, settings=(*lent.settings, ("start", "new")))
+    return {f"{images}: VAE": vae, f"{images}: VAE, refitted": _dreaming(vae), f"{images}: sa-4": steps,
+            f"{images}: VAE's encoder, sa-4's decoder": lent}
+
+_DECODERS = _study("decoders", "Decoders that gradient steps trained",
+                   _lent(_cpu, "static") | _lent(partial(_grey, **_GREY_PIXELS), "grey"))
+
 # %% ../../nbs/84_catalogue.ipynb #59d5796b
 _GREY_PROTOCOL = _study("grey_protocol", "The protocol for grey pixels", {
     f"KL warm-up {w} epochs, weight decay {d:g}": _grey("vae", **({"kl_warmup": w} if w != 40 else {}),
@@ -449,7 +461,7 @@ _MIXTURES = _study("mixtures", "What mixtures do with their components", {
 })
 
 STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE,
-                               _CLOSING, _EACH, _CAPACITY, _ELSEWHERE, _PROPOSALS,
+                               _CLOSING, _EACH, _CAPACITY, _ELSEWHERE, _DECODERS, _PROPOSALS,
                                _search("search", "Short tries", _TRIES, 5000, **_HALF),
                                _search("finals", "Finals", _FINALS, None),
                                _MIXTURES, _GREY_PROTOCOL, _COLOUR_PROTOCOL, _GREY_EACH)}

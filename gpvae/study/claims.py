@@ -21,7 +21,7 @@ from ..statistics import bootstrap, mean_error, seed_interval, spearman, text_in
 from .catalogue import _and_step, _dreaming
 from .spec import METHODS, RunSpec, parse_setting, set_title
 from .store import _ALIKE, Store, select
-from .tables import _gain, _over_seeds, _with_images, paired, seed_difference
+from .tables import _gain, _over_seeds, _setting_name, _with_images, paired, seed_difference
 from .verdict import Report, chosen
 
 # %% ../../nbs/87_claims.ipynb #f5648d93
@@ -175,11 +175,14 @@ def _likelihoods(s: _Setting) -> Iterator[_Comparison]:
 
 # %% ../../nbs/87_claims.ipynb #de18a7e2
 def _turns(s: _Setting, store: Store) -> dict[str, list[float]]: # ms of each method
-    "Times taken in turns, of the setting that the benchmarks have."
-    path = store.folder / "benchmarks.json"
-    if s.runs["dataset"].iloc[0] != "static_mnist" or not path.exists(): return {}
-    kept = read_json(path)["benchmark"]
-    return kept["groups"]["posterior"] if kept["sizes"]["z_dim"] == s.runs["z_dim"].iloc[0] else {}
+    "Times taken in turns, where the benchmarks have the setting."
+    path, one = store.folder / "benchmarks.json", s.runs.iloc[0]
+    kept = read_json(path) if path.exists() else {}
+    of_page = kept.get("pages", {"turns": {}})["turns"].get(_setting_name(one))
+    if of_page: return of_page
+    if one["dataset"] != "static_mnist" or "benchmark" not in kept: return {}
+    same = kept["benchmark"]["sizes"]["z_dim"] == one["z_dim"]
+    return kept["benchmark"]["groups"]["posterior"] if same else {}
 
 def _slower(s: _Setting, rival: str, store: Store) -> tuple[np.ndarray, str]: # log ratios; of what
     "How much longer a rival takes, as logarithms."

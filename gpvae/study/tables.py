@@ -7,7 +7,7 @@ __all__ = ['paired', 'seed_difference', 'likelihood_table', 'line_table', 'diffe
            'times_the_vae', 'method_box']
 
 # %% ../../nbs/85_tables.ipynb #45eee936
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -169,6 +169,10 @@ def markdown_table(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 # %% ../../nbs/85_tables.ipynb #f0d3a56a
+def _setting_name(row: Mapping|pd.Series) -> str: # of a run
+    "What the time of a posterior depends on besides the method."
+    return f"{row['dataset']}, {row['likelihood']}, z = {row['z_dim']}"
+
 def times_the_vae(method: str, # one of METHODS
                   store: Store
                  ) -> float|None: # None where it was not timed

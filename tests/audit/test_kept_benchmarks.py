@@ -9,7 +9,12 @@ from gpvae.study.store import checkout
 @pytest.fixture(scope="module")
 def kept(): return read_json(checkout() / "nbs" / "results" / "benchmarks.json")
 
-def test_there_are_three_parts(kept): assert set(kept) == {"benchmark", "before", "annealing"}
+def test_there_are_four_parts(kept): assert set(kept) - {"sha256"} == {"benchmark", "before", "annealing", "pages"}
+
+def test_the_methods_of_every_page_were_timed_in_turns(kept):
+    pages = kept["pages"]
+    for times in pages["turns"].values(): assert {"vae", "gpvae", "sa-4"} <= set(times) and {len(t) for t in times.values()} == {pages["rounds"]}
+    assert len(pages["turns"]) >= 2 and pages["machine"]["others"] < pages["machine"]["cores"] - pages["machine"]["threads"] + _BUSY
 
 def test_others_had_cores_of_their_own_while_it_was_measured(kept):
     machine = kept["benchmark"]["machine"]
