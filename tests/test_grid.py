@@ -315,6 +315,10 @@ def test_differences_are_within_one_size(sizes):
     assert "With 2 latent dimensions: **Yes, it does**: the difference in IWAE-100 is +1.00" in said and "With 3 latent dimensions: **No, it is lower**: the difference in IWAE-100 is -2.00" in said
     assert "2 and 3 latent dimensions, 8 runs" in s.setting
 
+def test_one_seed_does_not_answer(sizes):
+    said = opening(shown("digits", "smoke", store=sizes, methods="vae gpvae", z_dims=[2], seeds=1))
+    assert "**One seed cannot tell**: the difference in IWAE-100 is +1.00" in said and "images of one seed" in said
+
 def test_one_size_is_a_table_without_blocks(sizes):
     s = shown("digits", "smoke", store=sizes, methods=["vae"], z_dims="3", seeds="1")
     assert list(s.table.index) == ["vae"] and s.table.index.name == "method" and s.table["seeds"].tolist() == [1]

@@ -1049,7 +1049,8 @@ def _difference(s: _Shown, method: str, reference: str) -> tuple[str, str]: # an
     "Whether one method is better than another, by the interval of the paired difference."
     d = paired(s.rows, s.images, method, reference)
     _, low, high = _gain(s.rows, s.images, method, reference, "iwae")
-    if low > 0: said = "**Yes, it does**"
+    if len(d) == 1 and not _over_seeds(s.rows): said = "**One seed cannot tell**"
+    elif low > 0: said = "**Yes, it does**"
     elif high < 0: said = "**No, it is lower**"
     else: said = "**This is not shown**"
     over = f"{len(d)} seeds and {d.shape[1]} images" if len(d) > 1 else f"{d.shape[1]} images of one seed"
