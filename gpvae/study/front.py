@@ -155,6 +155,7 @@ def _closing_finding(store: Store) -> str: # Markdown
             f"{won(whole, 'iwae')} of IWAE-100) at {time(whole):.1f} times the VAE's time; "
             "[the whole story](studies/closing_the_gap.ipynb).")
 
+# %% ../../nbs/91_front.ipynb #91dafa6c
 def _grey_finding(store: Store) -> str: # Markdown
     "Does a better posterior make a better model where pixels are grey?"
     rows, name = select(store.gaps(), page(preset="grey_mnist").specs), "test_log_px"
