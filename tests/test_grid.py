@@ -86,8 +86,9 @@ GREY, FOUR = dict(likelihood="gaussian", settings=(("kl_warmup", 0), ("weight_de
     ("grey_mnist", [dict(dataset="mnist", methods=FOUR, seeds=3, **GREY), dict(dataset="mnist", methods=["sa-4", "iaf-4", "hf-4", "me-3", "rme-3"], seeds=1, **GREY)]),
     ("grey_mnist_z10-20-50", [dict(dataset="mnist", methods=FOUR, seeds=3, z_dims=(10, 20, 50), **GREY)]),
     ("grey_mnist_n50000", [dict(dataset="mnist", methods=FOUR[:3], seeds=1, n_train=50_000, **GREY)]),
-    ("binary_omniglot", [dict(dataset="omniglot", methods=FOUR, seeds=2), dict(dataset="omniglot", methods=["sa-4", "iaf-4"], seeds=1)]),
-    *[(f"colour_{k}", [dict(dataset=k, methods=m, seeds=s, likelihood="gaussian", settings=(*GREY["settings"], ("n_test", n))) for m, s in ((FOUR, 2), (["sa-4", "iaf-4"], 1))]) for k, n in (("cifar10", 2000), ("celeba", 1000))]])
+    ("binary_omniglot", [dict(dataset="omniglot", methods=FOUR[:3], seeds=3), dict(dataset="omniglot", methods=["full"], seeds=2), dict(dataset="omniglot", methods=["sa-4", "iaf-4"], seeds=1)]),
+    *[(f"colour_{k}", [dict(dataset=k, methods=m, seeds=s, likelihood="gaussian", settings=(*GREY["settings"], ("precision", "bfloat16"), *more)) for m, s in ((FOUR, 2), (["sa-4", "iaf-4"], 1))])
+      for k, more in (("cifar10", [("n_test", 2000)]), ("celeba", [("epochs", 20), ("milestones", (12.5, 15., 17.5)), ("n_test", 1000)]))]])
 def test_a_page_by_name_has_the_specifications_of_its_arguments(name, parts):
     "The very same ones, so the rows that are kept are found."
     study = page(preset=name)

@@ -142,7 +142,7 @@ def test_a_page_opens_with_question_answer_and_cost(store):
     low, high = bootstrap_interval(d)
     assert said.startswith("Does the GP encoder give the test images of the digits of scikit-learn a higher likelihood than the VAE")
     assert f"{d.mean():+.2f} [{low:+.2f}, {high:+.2f}] nats per image" in said and "95 % interval over 297 images of one seed" in said
-    assert ("**Yes" in said) == (low > 0) and ("**No" in said) == (high < 0) and "A training step takes" in said and "3 models took" in said
+    assert "**One seed cannot tell**" in said and "A training step takes" in said and "3 models took" in said
 
 def test_a_page_is_of_one_set_of_pixels(store):
     checksum = shown("digits", "smoke", store=store).rows["checksum"].iloc[0]
