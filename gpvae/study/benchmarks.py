@@ -421,6 +421,14 @@ class _Watch:
         self.seen += [] if others is None else [others]
         return True
 
+    @property
+    def others(self) -> float|None: # cores; None where it is not known
+        "How many worked for other processes beside the rounds that count."
+        return round(float(np.mean(self.seen)), 3) if self.seen else None
+
+def _waiting(device: torch.device) -> Callable[[], None]: # waits for a device
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
 # %% ../../nbs/90_benchmarks.ipynb #721e85ce
 def _take_turns(contenders: _Contenders,
                rounds: int = 11,                       # rounds
@@ -666,12 +674,12 @@ def benchmark(sizes: Sizes,
              ) -> dict:                               # ready for JSON
     "Everything the page shows."
     found, (x, data) = _machine(device, threads), _images(sizes.batch * sizes.batches, sizes.side)
-    x, wait = x.to(device), torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    x, wait = x.to(device), _waiting(device)
     made = {group: _GROUPS[choose("group", group, _GROUPS)](sizes, x) for group in groups}
     watch = _Watch(os.cpu_count() - threads + _BUSY, again * rounds * len(made))
     turns = lambda contenders: _take_turns(contenders, rounds, seconds, wait, watch)
     times = {group: turns(contenders) for group, contenders in made.items()}
-    found |= {"others": round(float(np.mean(watch.seen)), 3) if watch.seen else None}
+    found |= {"others": watch.others}
     result = {"machine": found, "sizes": asdict(sizes), "data": data, "rounds": rounds,
               "pythae": _has_pythae(), "groups": times}
     if profiles:
@@ -684,14 +692,12 @@ def benchmark(sizes: Sizes,
 # %% ../../nbs/90_benchmarks.ipynb #b9d1c3da
 def _pages(names: Sequence[str], rounds: int, seconds: float, threads: int, device: torch.device) -> dict:
     "The posteriors of the methods of named pages, ready for JSON."
-    found, turns = _machine(device, threads), {}
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    found, turns, wait = _machine(device, threads), {}, _waiting(device)
     watch = _Watch(os.cpu_count() - threads + _BUSY, 2 * rounds * len(names))
     for name in names:
         setting, contenders = _page_contenders(page(preset=name), device)
         turns[setting] = _take_turns(contenders, rounds, seconds, wait, watch)
-    others = round(float(np.mean(watch.seen)), 3) if watch.seen else None
-    return {"machine": found | {"others": others}, "rounds": rounds, "turns": turns}
+    return {"machine": found | {"others": watch.others}, "rounds": rounds, "turns": turns}
 
 def _pages_table(result: dict) -> pd.DataFrame:
     "How often the VAE's time the posterior of a method takes, by setting."
