@@ -102,8 +102,8 @@ def test_speed_is_a_ratio_in_turns_or_over_seeds(tmp_path):
     rows = [made_up(m, s, -90., z_dim=20, dataset="static_mnist", spec=names[m, s], infer_ms_batch=ms * (1 + s / 100)) for m, ms in (("gpvae", 2.), ("sa-4", 10.)) for s in range(3)]
     store.keep(rows)
     assert "`sa-4` takes 5.0 ×" in claims(store).table.iloc[0, 1] and verdict_of(store, "speed") == "holds"
-    posterior = {"gpvae": [1., 1.1, 1.], "sa-4": [0.5, 0.56, 0.5]}
-    write_json(tmp_path / "benchmarks.json", {"benchmark": {"sizes": {"z_dim": 20}, "groups": {"posterior": posterior}}})
+    turns = {"gpvae": [1., 1.1, 1.], "sa-4": [0.5, 0.56, 0.5]}
+    write_json(tmp_path / "benchmarks.json", {"pages": {"turns": {_setting_name(dict(store.runs().iloc[0])): turns}}})
     assert "`sa-4` takes 0.5 ×" in claims(store).table.iloc[0, 1] and verdict_of(store, "speed") == "fails"
 
 def test_speed_is_a_ratio_in_turns_of_the_same_setting(tmp_path):

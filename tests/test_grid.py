@@ -12,7 +12,7 @@ import pytest
 
 from gpvae.checks import InputError
 from gpvae.study import catalogue, reproduce as module
-from gpvae.data import CHOICES
+from gpvae.data import CHOICES, load
 from gpvae.study.catalogue import PAGES, PRESETS, STUDIES, _varied, page
 from gpvae.study.commands import gap_command, reproduce_command
 from gpvae.study.defaults import _STEPS
@@ -316,6 +316,22 @@ def test_differences_are_within_one_size(sizes):
     assert "With 2 latent dimensions: **Yes, it does**: the difference in IWAE-100 is +1.00" in said and "With 3 latent dimensions: **No, it is lower**: the difference in IWAE-100 is -2.00" in said
     assert "2 and 3 latent dimensions, 8 runs" in s.setting
 
+def test_a_page_says_what_the_budget_of_the_paper_would_take(tmp_path):
+    store = Store(tmp_path / "kept")
+    usual = dict(dataset="digits", n_train=1300, binarisation="fixed", active_units=2, ess=9., torch="2", device="cpu of a test", epochs=80, checksum=load("digits").checksum[:12])
+    store.keep([made_up(m, 0, -90., z_dim=20, budget="cpu", spec=m, train_seconds=seconds, **usual) for m, seconds in (("vae", 80.), ("gpvae-mean", 160.), ("gpvae", 160.))])
+    text = shown("digits", "cpu", store=store).at_length
+    assert text.startswith("**Budget `paper`: not run.** Up to 2,000 epochs of 1,300 images: `gpvae_reproduce --dataset digits --budget paper` trains 9 models, 2 at a time. ")
+    assert "measured on cpu of a test the plan guesses 4 hours at most" in text # 25 times as many epochs: 3 (2000 + 4000 + 4000) s / 2
+    store.keep([made_up("vae", s, -90., z_dim=50, budget="paper", spec=f"paper{s}", train_seconds=1., **usual) for s in range(3)])
+    assert "**Budget `paper`: 6 of its 9 runs are missing.**" in shown("digits", "cpu", store=store).at_length
+    assert shown("digits", "paper", store=store).at_length == ""
+
+def test_a_preset_saves_nothing_at_another_budget():
+    of = lambda **asked: dict(page(preset="colour_celeba", **asked).specs[0].settings)
+    assert of()["epochs"] == of(budget="cpu")["epochs"] == 20 and of(budget="paper") == {k: v for k, v in of().items() if k not in ("epochs", "milestones", "n_test")}
+    assert of(budget="paper", settings=(("epochs", 3),))["epochs"] == 3
+
 def test_one_seed_does_not_answer(sizes):
     said = opening(shown("digits", "smoke", store=sizes, methods="vae gpvae", z_dims=[2], seeds=1))
     assert "**One seed cannot tell**: the difference in IWAE-100 is +1.00" in said and "images of one seed" in said
@@ -352,7 +368,9 @@ SPEC = RunSpec("digits", "sa-4", 20, 0, "cpu", n_train=2000, settings=(("epochs"
     ([dict(method="sa-4"), dict(method="sa-4", settings="epochs=40", train_seconds=200.)], 1600., False), # the same settings are nearer
     ([dict(method="sa-4", dataset="mnist"), dict()], 800., True),                          # of another set
     ([dict()], 800. * _STEPS["sa-4"], True),                                               # from the VAE
-    ([dict(budget="smoke"), dict(method="gpvae")], None, True), ([], None, True)])         # nothing is known
+    ([dict(method="sa-4", budget="smoke"), dict()], 800. * _STEPS["sa-4"], True),          # the network may be another at another budget,
+    ([dict(method="sa-4", budget="smoke"), dict(budget="smoke")], 800., True),             # so it comes last
+    ([dict(method="gpvae")], None, True), ([], None, True)])                               # nothing is known
 def test_seconds_are_those_of_the_nearest_rows(rows, seconds, guess):
     found, guessed = timed(*rows)(SPEC)
     assert (np.isnan(found) if seconds is None else found == pytest.approx(seconds)) and guessed == guess

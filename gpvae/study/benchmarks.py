@@ -34,7 +34,7 @@ from tqdm import tqdm
 # %% ../../nbs/90_benchmarks.ipynb #d0319faf
 from ..ais import AISConfig, ais
 from ..checks import choose, require
-from ..data import data_root, load, prepare_splits, to_float
+from ..data import CHOICES, data_root, load, prepare_splits, to_float
 from ..files import commit, peak_mb, pick_device, read_json, write_json
 from ..iwae import default_rows, estimate_batch
 from ..networks import _pays, _product
@@ -695,7 +695,8 @@ def _pages(names: Sequence[str], rounds: int, seconds: float, threads: int, devi
     found, turns, wait = _machine(device, threads), {}, _waiting(device)
     watch = _Watch(os.cpu_count() - threads + _BUSY, 2 * rounds * len(names))
     for name in names:
-        setting, contenders = _page_contenders(page(preset=name), device)
+        asked = dict(preset=name) if name in PRESETS else dict(dataset=name, budget="cpu")
+        setting, contenders = _page_contenders(page(**asked), device)
         turns[setting] = _take_turns(contenders, rounds, seconds, wait, watch)
     return {"machine": found | {"others": watch.others}, "rounds": rounds, "turns": turns}
 
@@ -730,8 +731,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default=None, help="JSON file to write, or to renew in part (default: none)")
     p.add_argument("--before", default=None, metavar="FILE",
                    help="instead, keep beside it what an older commit measured on this machine (with --out)")
-    p.add_argument("--pages", nargs="+", default=(), metavar="PRESET", choices=list(PRESETS),
-                   help="instead, time the posteriors of the methods of these pages")
+    p.add_argument("--pages", nargs="+", default=(), metavar="PAGE", choices=[*PRESETS, *CHOICES],
+                   help="instead, time the posteriors of these pages: presets, or image sets at budget cpu")
     p.add_argument("--annealing", default=None, metavar="FOLDER",
                    help="instead, anneal test images with the model of this finished run")
     p.add_argument("--images", type=int, default=500, help="of the annealing (default: 500)")

@@ -6,7 +6,7 @@
 __all__ = ['OURS', 'PAGES', 'PRESETS', 'STUDIES', 'Study', 'page']
 
 # %% ../../nbs/84_catalogue.ipynb #2439711e
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -137,12 +137,16 @@ def _tag(z_dims: list[int], usual_z: int, methods: list[str]|None, one: RunSpec)
     name = "_".join(filter(None, [*said, one.budget, sha256(rest)[:8] if any(rest) else ""]))
     return name if len(name) <= 80 else f"grid_{one.budget}_{sha256([said, rest])[:12]}"
 
+def _listed(parts: Iterable[object]) -> str: # "10, 20 and 50"
+    *first, last = map(str, parts)
+    return f"{', '.join(first)} and {last}" if first else last
+
 def _title(grid: bool, z_dims: list[int], one: RunSpec) -> str:
     "The title of a page; that of a grid says what is asked for."
     title = f"Likelihoods on {set_title(one.image_set)}"
     if not grid: return title
     said = [f"{one.likelihood} likelihood" if one.likelihood else "",
-            f"{' and '.join(map(str, z_dims))} latent dimensions",
+            f"{_listed(z_dims)} latent dimensions",
             f"{one.n_train:,} training images" if one.n_train else "",
             "other settings" if one.settings else ""]
     return f"{title}: {', '.join(filter(None, said))}"
@@ -173,6 +177,7 @@ def _grid(dataset: str, budget: str, methods: _Methods|None = None, seeds: int|N
 class _Preset(NamedTuple):
     title: str              # after "Likelihoods on"
     grid: dict[str, object] # of `page`
+    note: str = ""          # a sentence for the page
 
 _GREY_PIXELS = dict(kl_warmup=0, weight_decay=0.4) # what they change, see the study of their protocol
 
@@ -187,6 +192,7 @@ def _levels(dataset: str, methods: dict[str, int], more: dict[str, object] = {},
 
 _SHORT = dict(precision="bfloat16") # of the convolutions: the numbers are short
 _BRIEF = dict(epochs=20, milestones=(12.5, 15., 17.5))
+_ONE_BUDGETS = (*_BRIEF, "n_test") # what a preset saves at its own budget, and at no other
 _FOUR, _FEW = (*OURS, "full"), _seeds(2, (*OURS, "full"), ("sa-4", "iaf-4"))
 PRESETS = { # by the name of their page
     "grey_mnist": _Preset("grey MNIST", _levels("mnist", _seeds(3, _FOUR, _RIVALS))),
@@ -197,7 +203,9 @@ PRESETS = { # by the name of their page
     "binary_omniglot": _Preset("binary Omniglot", dict(dataset="omniglot", budget="cpu",
                                                        methods=_FEW | _seeds(3, OURS))),
     "colour_cifar10": _Preset("CIFAR-10 in colour", _levels("cifar10", _FEW, _SHORT | {"n_test": 2000})),
-    "colour_celeba": _Preset("CelebA in colour", _levels("celeba", _FEW, _SHORT | _BRIEF | {"n_test": 1000})),
+    "colour_celeba": _Preset("CelebA in colour", _levels("celeba", _FEW, _SHORT | _BRIEF | {"n_test": 1000}),
+        "A quarter of the epochs of the budget: [what more of them win]"
+        "(../studies/recipe.ipynb#how-long-celeba-is-trained)."),
 }
 
 # %% ../../nbs/84_catalogue.ipynb #f91f7984
@@ -219,11 +227,12 @@ def page(dataset: str|None = None,             # name of an image set, or an .np
         return _grid(**dict(dataset=RUN["dataset"], budget=RUN["budget"]) | said, settings=settings)
     named = PRESETS[choose("preset", preset, PRESETS)]
     whole = dict(methods=None, settings=()) | named.grid
-    kept = tuple(pair for pair in whole["settings"] if pair[0] not in dict(settings))
+    saved = () if said.get("budget", whole["budget"]) == whole["budget"] else _ONE_BUDGETS
+    kept = tuple(pair for pair in whole["settings"] if pair[0] not in (*dict(settings), *saved))
     usual = dict(several=whole.pop("methods"))
     study = _grid(**whole | usual | said | dict(settings=(*kept, *settings)))
     if study.specs != _grid(**whole | usual).specs: return study
-    return replace(study, name=preset, title=f"Likelihoods on {named.title}")
+    return replace(study, name=preset, title=f"Likelihoods on {named.title}", note=named.note)
 
 # %% ../../nbs/84_catalogue.ipynb #eb1af68c
 _STEP = dict(natural_step=0.5)
@@ -419,6 +428,11 @@ _LONGER = replace(_SHORTER, settings=tuple(pair for pair in _SHORTER.settings if
 _COLOUR_PROTOCOL = _study("colour_protocol", "The digits of convolutions",
                           {"bfloat16": _SHORTER, "float32": _LONGER})
 
+_BRIEFLY = {s.method: s for s in page(preset="colour_celeba").specs if s.seed == 0}
+_AT_LENGTH = replace(_BRIEFLY["vae"], settings=tuple(p for p in _BRIEFLY["vae"].settings if p[0] not in _BRIEF))
+_CELEBA_EPOCHS = _study("celeba_epochs", "Epochs of CelebA", {
+    "vae, 20 epochs": _BRIEFLY["vae"], "vae, 80 epochs": _AT_LENGTH, "sa-4, 20 epochs": _BRIEFLY["sa-4"]})
+
 _GREY_EACH = _study(
     "grey", "Grey pixels, with and without dreams",
     _and_refitted(_THREE | {"full covariance": "full"}, partial(_grey, **_GREY_PIXELS)), seeds=3)
@@ -464,4 +478,5 @@ STUDIES = {s.name: s for s in (_SIZES, _ABLATION, _LOST, _STEPS, _CURVE,
                                _CLOSING, _EACH, _CAPACITY, _ELSEWHERE, _DECODERS, _PROPOSALS,
                                _search("search", "Short tries", _TRIES, 5000, **_HALF),
                                _search("finals", "Finals", _FINALS, None),
-                               _MIXTURES, _GREY_PROTOCOL, _COLOUR_PROTOCOL, _GREY_EACH)}
+                               _MIXTURES, _GREY_PROTOCOL, _COLOUR_PROTOCOL, _CELEBA_EPOCHS,
+                               _GREY_EACH)}

@@ -18,7 +18,7 @@ from ..data import CHOICES
 from ..files import read_json
 from ..gp_encoder import Uncertainty
 from ..statistics import bootstrap, mean_error, seed_interval, spearman, text_interval
-from .catalogue import _and_step, _dreaming
+from .catalogue import _and_step, _dreaming, _listed
 from .spec import METHODS, RunSpec, parse_setting, set_title
 from .store import _ALIKE, Store, select
 from .tables import _gain, _over_seeds, _setting_name, _with_images, paired, seed_difference
@@ -178,11 +178,7 @@ def _turns(s: _Setting, store: Store) -> dict[str, list[float]]: # ms of each me
     "Times taken in turns, where the benchmarks have the setting."
     path, one = store.folder / "benchmarks.json", s.runs.iloc[0]
     kept = read_json(path) if path.exists() else {}
-    of_page = kept.get("pages", {"turns": {}})["turns"].get(_setting_name(one))
-    if of_page: return of_page
-    if one["dataset"] != "static_mnist" or "benchmark" not in kept: return {}
-    same = kept["benchmark"]["sizes"]["z_dim"] == one["z_dim"]
-    return kept["benchmark"]["groups"]["posterior"] if same else {}
+    return kept.get("pages", {"turns": {}})["turns"].get(_setting_name(one), {})
 
 def _slower(s: _Setting, rival: str, store: Store) -> tuple[np.ndarray, str]: # log ratios; of what
     "How much longer a rival takes, as logarithms."
@@ -251,7 +247,7 @@ def _difficulties(s: _Setting) -> Iterator[_Comparison]:
     def of(statistic, *columns):
         return cache(lambda level: bootstrap(statistic, *columns, n=_DRAWS, level=level))
     yield _Comparison(*one, "zero", of(_rank, r.doubt, r.gap), basis, "ρ")
-    rival = " and ".join(f"`{k}`" for k in dict.fromkeys(r.rivals))
+    rival = _listed(f"`{k}`" for k in dict.fromkeys(r.rivals))
     margin = of(_rank_margin, r.doubt, r.free, r.gap)
     yield _Comparison(*one, rival, margin, basis, "ρ", claimed=False)
 

@@ -10,6 +10,7 @@ import ast
 import base64
 import importlib.util
 import io
+import itertools
 import math
 import os
 import re
@@ -33,8 +34,8 @@ from ..files import device_name, open_folder, pick_device, read_json, write_atom
 from ..gp_encoder import Uncertainty
 from ..likelihoods import bits_per_dim
 from ..statistics import bootstrap_interval, interval, seed_interval, spread, text_interval
-from .catalogue import (PAGES, PRESETS, STUDIES, Study, _Methods, _own_seeds, _treated, _varied,
-                                   page)
+from .catalogue import (PAGES, PRESETS, STUDIES, Study, _listed, _Methods, _own_seeds, _treated,
+                                   _varied, page)
 from .cluster import _check_executor, _Job, _Workflow
 from .defaults import _CLUSTER_JOBS, _STEPS, JOBS
 from .run import TIMES, RunResult, is_finished, runs_root, time_run
@@ -254,11 +255,13 @@ class _Expected:
     "How long a run will train, by rows of the store."
     def __init__(self, rows: pd.DataFrame):
         self.known = {} # by what decides the rate
-        self.rows = {} # by method and budget
+        self.rows = {} # by method and budget; None: of any budget
         if not len(rows): return
         columns = ["method", "budget", "dataset", "settings", "z_dim", "n_train", "epochs", "train_seconds"]
         rows = rows[columns].dropna(subset=["train_seconds"])
-        self.rows = dict(list(rows[rows["epochs"] > 0].groupby(["method", "budget"])))
+        rows = rows[rows["epochs"] > 0]
+        self.rows = dict(list(rows.groupby(["method", "budget"])))
+        self.rows |= {(method, None): of for method, of in rows.groupby("method")}
 
     def __call__(self, spec: RunSpec # with nothing left open
                 ) -> tuple[float, bool]: # seconds, NaN where nothing is known; is it a guess?
@@ -268,18 +271,17 @@ class _Expected:
         return rate * spec.n_train * settings_of(spec).epochs, guess
 
     def _rate(self, spec: RunSpec) -> tuple[float, bool]: # seconds per image and epoch
-        for method in dict.fromkeys((spec.method, "vae")):
-            if (method, spec.budget) not in self.rows: continue
-            rows = self._nearest(spec, method)
+        for budget, method in itertools.product((spec.budget, None), dict.fromkeys((spec.method, "vae"))):
+            if (method, budget) not in self.rows: continue
+            rows = self._nearest(spec, self.rows[method, budget])
             rates = rows["train_seconds"] / (rows["n_train"] * rows["epochs"])
             times = 1. if method == spec.method else _STEPS.get(spec.method, max(_STEPS.values()))
-            own = method == spec.method and rows["dataset"].iloc[0] == spec.image_set
+            own = (method, budget, rows["dataset"].iloc[0]) == (spec.method, spec.budget, spec.image_set)
             return times * float(rates.median()), not own
         return math.nan, True
 
-    def _nearest(self, spec: RunSpec, method: str) -> pd.DataFrame:
-        "The rows of a method at this budget; of this set, these settings and this size where there are."
-        rows = self.rows[method, spec.budget]
+    def _nearest(self, spec: RunSpec, rows: pd.DataFrame) -> pd.DataFrame:
+        "Of some rows those of this set, these settings and this size where there are."
         near = dict(dataset=spec.image_set, settings=settings_text(spec.settings), z_dim=spec.z_dim)
         for column, value in near.items():
             same = rows[rows[column] == value]
@@ -629,9 +631,12 @@ class _Shown(NamedTuple):
         changed = f", changed `{one['settings']}`" if one["settings"] else ""
         judged = dict(self.study.specs[0].settings).get("n_test")
         if judged is not None: size += f", judged on the first {judged:,} test images"
-        sizes = " and ".join(map(str, self.rows["z_dim"].unique()))
+        sizes = _listed(self.rows["z_dim"].unique())
         return (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent "
                 f"dimensions, {n} run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}").strip()
+
+    @property
+    def at_length(self) -> str: return _at_length(self) # Markdown; empty where all of it is there
 
     @property
     def ideas(self) -> str: # Markdown
@@ -975,6 +980,25 @@ def _all_seeds(rows: pd.DataFrame, study: Study) -> int: # not fewer than the st
     said = dict(dataset=one.image_set, budget=one.budget, settings=settings_text(one.settings))
     same = rows[(rows[list(said)] == pd.Series(said)).all(axis=1)]
     return 1 + max([s.seed for s in study.specs] + same["seed"].tolist())
+
+def _at_length(s: _Shown) -> str: # Markdown; empty where the page is another grid's
+    "What there is of a page at budget `paper`, and what the rest would take."
+    name, one = s.study.name, s.study.specs[0]
+    if one.budget != "cpu" or name not in (*PRESETS, *PAGES): return ""
+    asked = dict(preset=name) if name in PRESETS else dict(dataset=one.dataset)
+    study = page(**asked, budget="paper")
+    try: plan = _plan(list(study.specs), s.store, runs_root())
+    except InputError: return "" # its images are not here
+    missing, full = sum(c.starts for c in plan.cells), plan.cells[0].spec
+    if not missing: return ""
+    there = f"{missing} of its {len(plan.cells)} runs are missing" if missing < len(plan.cells) else "not run"
+    devices = ", ".join(dict.fromkeys(s.rows["device"]))
+    took = _took(plan.cells, plan.jobs).removeprefix("guess: ")
+    what = " ".join(f"--{k} {v}" for k, v in asked.items())
+    return (f"**Budget `paper`: {there}.** Up to {settings_of(full).epochs:,} epochs of {full.n_train:,} "
+            f"images: `gpvae_reproduce {what} --budget paper` trains {missing} models, {plan.jobs} at a time. "
+            f"By the rates measured on {devices} the plan guesses {took} at most; "
+            "it is meant for a GPU.")
 
 def _rows_of(store: Store, study: Study, checksum: str, asked: dict[str, object]
             ) -> pd.DataFrame: # asked: what `page` is given

@@ -25,9 +25,9 @@ def test_every_table_has_its_checksum_and_no_file_is_unknown():
     known = {f"{r.dataset}-z{r.z_dim}-{r.budget}-{r.n_train}{part}" for r in ROWS.itertuples() for part in ("", "-refits")} | {f"gaps-{r.dataset}-{r.budget}" for r in GAPS.itertuples()}
     assert {p.stem for p in (STORE.folder / "images").glob("*.npz")} <= known | {"portrait"} # the numbers behind the picture of the front page
 
-def test_the_results_stay_small():
+def test_the_results_stay_small(): # nine pages of pictures, half of it
     files = [p for p in STORE.folder.rglob("*") if p.is_file() and p.name != ".lock"]
-    assert max(p.stat().st_size for p in files) < 1_000_000 and sum(p.stat().st_size for p in files) < 8_000_000 and len(files) <= 40
+    assert max(p.stat().st_size for p in files) < 1_000_000 and sum(p.stat().st_size for p in files) < 9_000_000 and len(files) <= 40
 
 GROWTH = STORE.growth()
 
