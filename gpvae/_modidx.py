@@ -960,8 +960,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'gpvae.study.reproduce._Shown._of': ('reproduce.html#_shown._of', 'gpvae/study/reproduce.py'),
                                        'gpvae.study.reproduce._Shown.annealed': ( 'reproduce.html#_shown.annealed',
                                                                                   'gpvae/study/reproduce.py'),
-                                       'gpvae.study.reproduce._Shown.at_length': ( 'reproduce.html#_shown.at_length',
-                                                                                   'gpvae/study/reproduce.py'),
                                        'gpvae.study.reproduce._Shown.blocks': ('reproduce.html#_shown.blocks', 'gpvae/study/reproduce.py'),
                                        'gpvae.study.reproduce._Shown.central': ( 'reproduce.html#_shown.central',
                                                                                  'gpvae/study/reproduce.py'),

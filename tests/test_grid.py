@@ -320,12 +320,12 @@ def test_a_page_says_what_the_budget_of_the_paper_would_take(tmp_path):
     store = Store(tmp_path / "kept")
     usual = dict(dataset="digits", n_train=1300, binarisation="fixed", active_units=2, ess=9., torch="2", device="cpu of a test", epochs=80, checksum=load("digits").checksum[:12])
     store.keep([made_up(m, 0, -90., z_dim=20, budget="cpu", spec=m, train_seconds=seconds, **usual) for m, seconds in (("vae", 80.), ("gpvae-mean", 160.), ("gpvae", 160.))])
-    text = shown("digits", "cpu", store=store).at_length
-    assert text.startswith("**Budget `paper`: not run.** Up to 2,000 epochs of 1,300 images: `gpvae_reproduce --dataset digits --budget paper` trains 9 models, 2 at a time. ")
+    text = shown("digits", "cpu", store=store).setting
+    assert ("**Budget `paper`: not run.** Up to 2,000 epochs of 1,300 images: `gpvae_reproduce --dataset digits --budget paper` trains 9 models, 2 at a time. ") in text
     assert "measured on cpu of a test the plan guesses 4 hours at most" in text # 25 times as many epochs: 3 (2000 + 4000 + 4000) s / 2
     store.keep([made_up("vae", s, -90., z_dim=50, budget="paper", spec=f"paper{s}", train_seconds=1., **usual) for s in range(3)])
-    assert "**Budget `paper`: 6 of its 9 runs are missing.**" in shown("digits", "cpu", store=store).at_length
-    assert shown("digits", "paper", store=store).at_length == ""
+    assert "**Budget `paper`: 6 of its 9 runs are missing.**" in shown("digits", "cpu", store=store).setting
+    assert "**" not in shown("digits", "paper", store=store).setting
 
 def test_a_preset_saves_nothing_at_another_budget():
     of = lambda **asked: dict(page(preset="colour_celeba", **asked).specs[0].settings)

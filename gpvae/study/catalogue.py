@@ -429,7 +429,8 @@ _COLOUR_PROTOCOL = _study("colour_protocol", "The digits of convolutions",
                           {"bfloat16": _SHORTER, "float32": _LONGER})
 
 _BRIEFLY = {s.method: s for s in page(preset="colour_celeba").specs if s.seed == 0}
-_AT_LENGTH = replace(_BRIEFLY["vae"], settings=tuple(p for p in _BRIEFLY["vae"].settings if p[0] not in _BRIEF))
+_AT_LENGTH = replace(_BRIEFLY["vae"], settings=tuple(
+    pair for pair in _BRIEFLY["vae"].settings if pair[0] not in _BRIEF))
 _CELEBA_EPOCHS = _study("celeba_epochs", "Epochs of CelebA", {
     "vae, 20 epochs": _BRIEFLY["vae"], "vae, 80 epochs": _AT_LENGTH, "sa-4, 20 epochs": _BRIEFLY["sa-4"]})
 

@@ -632,11 +632,9 @@ class _Shown(NamedTuple):
         judged = dict(self.study.specs[0].settings).get("n_test")
         if judged is not None: size += f", judged on the first {judged:,} test images"
         sizes = _listed(self.rows["z_dim"].unique())
-        return (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent "
-                f"dimensions, {n} run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}").strip()
-
-    @property
-    def at_length(self) -> str: return _at_length(self) # Markdown; empty where all of it is there
+        said = (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent dimensions, "
+                f"{n} run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}")
+        return f"{said.strip()}\n\n{_at_length(self)}".strip()
 
     @property
     def ideas(self) -> str: # Markdown
@@ -981,6 +979,7 @@ def _all_seeds(rows: pd.DataFrame, study: Study) -> int: # not fewer than the st
     same = rows[(rows[list(said)] == pd.Series(said)).all(axis=1)]
     return 1 + max([s.seed for s in study.specs] + same["seed"].tolist())
 
+# %% ../../nbs/88_reproduce.ipynb #f9e009bf
 def _at_length(s: _Shown) -> str: # Markdown; empty where the page is another grid's
     "What there is of a page at budget `paper`, and what the rest would take."
     name, one = s.study.name, s.study.specs[0]
@@ -991,7 +990,8 @@ def _at_length(s: _Shown) -> str: # Markdown; empty where the page is another gr
     except InputError: return "" # its images are not here
     missing, full = sum(c.starts for c in plan.cells), plan.cells[0].spec
     if not missing: return ""
-    there = f"{missing} of its {len(plan.cells)} runs are missing" if missing < len(plan.cells) else "not run"
+    n = len(plan.cells)
+    there = f"{missing} of its {n} runs are missing" if missing < n else "not run"
     devices = ", ".join(dict.fromkeys(s.rows["device"]))
     took = _took(plan.cells, plan.jobs).removeprefix("guess: ")
     what = " ".join(f"--{k} {v}" for k, v in asked.items())
@@ -1000,6 +1000,7 @@ def _at_length(s: _Shown) -> str: # Markdown; empty where the page is another gr
             f"By the rates measured on {devices} the plan guesses {took} at most; "
             "it is meant for a GPU.")
 
+# %% ../../nbs/88_reproduce.ipynb #d9ab11dd
 def _rows_of(store: Store, study: Study, checksum: str, asked: dict[str, object]
             ) -> pd.DataFrame: # asked: what `page` is given
     "The rows of a page: of a preset its own, else all seeds that there are unless their number is given."
