@@ -632,9 +632,8 @@ class _Shown(NamedTuple):
         judged = dict(self.study.specs[0].settings).get("n_test")
         if judged is not None: size += f", judged on the first {judged:,} test images"
         sizes = _listed(self.rows["z_dim"].unique())
-        said = (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent dimensions, "
-                f"{n} run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}")
-        return f"{said.strip()}\n\n{_at_length(self)}".strip()
+        return (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent dimensions, {n} "
+                f"run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}\n\n{_at_length(self)}").strip()
 
     @property
     def ideas(self) -> str: # Markdown
@@ -996,8 +995,8 @@ def _at_length(s: _Shown) -> str: # Markdown; empty where the page is another gr
     took = _took(plan.cells, plan.jobs).removeprefix("guess: ")
     what = " ".join(f"--{k} {v}" for k, v in asked.items())
     return (f"**Budget `paper`: {there}.** Up to {settings_of(full).epochs:,} epochs of {full.n_train:,} "
-            f"images: `gpvae_reproduce {what} --budget paper` trains {missing} models, {plan.jobs} at a time. "
-            f"By the rates measured on {devices} the plan guesses {took} at most; "
+            f"images: `gpvae_reproduce {what} --budget paper` trains {missing} models, {plan.jobs} at a "
+            f"time. By the rates measured on {devices} the plan guesses {took} at most; "
             "it is meant for a GPU.")
 
 # %% ../../nbs/88_reproduce.ipynb #d9ab11dd
