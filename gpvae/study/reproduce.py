@@ -624,16 +624,16 @@ class _Shown(NamedTuple):
     @property
     def setting(self) -> str: # Markdown
         "The setting that all rows share."
-        one, n = self.rows.iloc[0], len(self.rows)
-        torches = ", ".join(self.rows["torch"].astype(str).unique())
+        one, n, torches = self.rows.iloc[0], len(self.rows), ", ".join(self.rows["torch"].astype(str).unique())
         pixels = f"binarisation `{one['binarisation']}`, {one['likelihood']} likelihood"
         size = f"{one['n_train']:,} training images"
         changed = f", changed `{one['settings']}`" if one["settings"] else ""
         judged = dict(self.study.specs[0].settings).get("n_test")
-        if judged is not None: size += f", judged on the first {judged:,} test images"
+        if judged: size += f", judged on the first {judged:,} test images"
         sizes = _listed(self.rows["z_dim"].unique())
-        return (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent dimensions, {n} "
-                f"run{'s' if n > 1 else ''} with torch {torches}. {self.study.note}\n\n{_at_length(self)}").strip()
+        return (f"Budget `{one['budget']}`{changed}, {size}, {pixels}, {sizes} latent dimensions, "
+                f"{n} run{'s' if n > 1 else ''} with torch {torches}. "
+                f"{self.study.note}\n\n{_at_length(self)}").strip()
 
     @property
     def ideas(self) -> str: # Markdown
