@@ -624,7 +624,7 @@ class _Shown(NamedTuple):
     @property
     def setting(self) -> str: # Markdown
         "The setting that all rows share."
-        one, n, torches = self.rows.iloc[0], len(self.rows), ", ".join(self.rows["torch"].astype(str).unique())
+        one, n, torches = self.rows.iloc[0], len(self.rows), ", ".join(map(str, self.rows["torch"].unique()))
         pixels = f"binarisation `{one['binarisation']}`, {one['likelihood']} likelihood"
         size = f"{one['n_train']:,} training images"
         changed = f", changed `{one['settings']}`" if one["settings"] else ""
