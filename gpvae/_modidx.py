@@ -713,6 +713,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'gpvae.study.catalogue._usual': ('catalogue.html#_usual', 'gpvae/study/catalogue.py'),
                                        'gpvae.study.catalogue._varied': ('catalogue.html#_varied', 'gpvae/study/catalogue.py'),
                                        'gpvae.study.catalogue._ways': ('catalogue.html#_ways', 'gpvae/study/catalogue.py'),
+                                       'gpvae.study.catalogue._without': ('catalogue.html#_without', 'gpvae/study/catalogue.py'),
                                        'gpvae.study.catalogue.page': ('catalogue.html#page', 'gpvae/study/catalogue.py')},
             'gpvae.study.claims': { 'gpvae.study.claims._Claims': ('claims.html#_claims', 'gpvae/study/claims.py'),
                                     'gpvae.study.claims._Claims.about': ('claims.html#_claims.about', 'gpvae/study/claims.py'),

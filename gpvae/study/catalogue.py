@@ -174,6 +174,9 @@ def _grid(dataset: str, budget: str, methods: _Methods|None = None, seeds: int|N
     return Study(budget, title, specs, note=p.note, published=p.published)
 
 # %% ../../nbs/84_catalogue.ipynb #c3211383
+def _without(settings: _Changed, *names: str) -> _Changed:
+    return tuple(pair for pair in settings if pair[0] not in names)
+
 class _Preset(NamedTuple):
     title: str              # after "Likelihoods on"
     grid: dict[str, object] # of `page`
@@ -228,7 +231,7 @@ def page(dataset: str|None = None,             # name of an image set, or an .np
     named = PRESETS[choose("preset", preset, PRESETS)]
     whole = dict(methods=None, settings=()) | named.grid
     saved = () if said.get("budget", whole["budget"]) == whole["budget"] else _ONE_BUDGETS
-    kept = tuple(pair for pair in whole["settings"] if pair[0] not in (*dict(settings), *saved))
+    kept = _without(whole["settings"], *dict(settings), *saved)
     usual = dict(several=whole.pop("methods"))
     study = _grid(**whole | usual | said | dict(settings=(*kept, *settings)))
     if study.specs != _grid(**whole | usual).specs: return study
@@ -424,13 +427,12 @@ _GREY_PROTOCOL = _study("grey_protocol", "The protocol for grey pixels", {
                  (0, 0.1), (0, 0.2), (0, 0.4), (0, 0.8))})
 
 _SHORTER = page(preset="colour_cifar10").specs[0] # the VAE
-_LONGER = replace(_SHORTER, settings=tuple(pair for pair in _SHORTER.settings if pair[0] != "precision"))
+_LONGER = replace(_SHORTER, settings=_without(_SHORTER.settings, "precision"))
 _COLOUR_PROTOCOL = _study("colour_protocol", "The digits of convolutions",
                           {"bfloat16": _SHORTER, "float32": _LONGER})
 
 _BRIEFLY = {s.method: s for s in page(preset="colour_celeba").specs if s.seed == 0}
-_AT_LENGTH = replace(_BRIEFLY["vae"], settings=tuple(
-    pair for pair in _BRIEFLY["vae"].settings if pair[0] not in _BRIEF))
+_AT_LENGTH = replace(_BRIEFLY["vae"], settings=_without(_BRIEFLY["vae"].settings, *_BRIEF))
 _CELEBA_EPOCHS = _study("celeba_epochs", "Epochs of CelebA", {
     "vae, 20 epochs": _BRIEFLY["vae"], "vae, 80 epochs": _AT_LENGTH, "sa-4, 20 epochs": _BRIEFLY["sa-4"]})
 
