@@ -13,17 +13,17 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from gpvae.adapt import adapt
-from gpvae.ais import AISConfig, ais, simulate
+from gpvae.evaluation.ais import AISConfig, ais, simulate
 from gpvae.checks import InputError
-from gpvae.gap import measure_gaps
-from gpvae.gp_encoder import GPEncoder
-from gpvae.iwae import evaluate
+from gpvae.evaluation.gap import measure_gaps
+from gpvae.encoders.gp import GPEncoder
+from gpvae.evaluation.iwae import evaluate
 from gpvae.likelihoods import Bernoulli, Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk
-from gpvae.optimum import Climb
+from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian
 from gpvae.train import TrainConfig, train
-from gpvae.uncertainty import scores
+from gpvae.evaluation.scores import scores
 from gpvae.vae import VAE, AmortizedEncoder
 from toys import SHAPE as TOY_SHAPE
 from toys import Z as TOY_Z

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.ais import AISConfig, Bridge, _step_at, _adapt, ais, anneal, _forward, _reverse, fingerprint, frozen, leapfrog, sandwich, simulate, state_at, transition
+from gpvae.evaluation.ais import AISConfig, Bridge, _step_at, _adapt, ais, anneal, _forward, _reverse, fingerprint, frozen, leapfrog, sandwich, simulate, state_at, transition
 from gpvae.checks import InputError
 from gpvae.data import load, prepare_splits
-from gpvae.iwae import estimate_batch
+from gpvae.evaluation.iwae import estimate_batch
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
-from gpvae.optimum import Climb
+from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
 from gpvae.study.spec import METHODS
 from gpvae.train import TrainConfig, train
@@ -31,7 +31,7 @@ SHORT = AISConfig(temperatures=6, chains=4, leapfrog_steps=2)
 @pytest.fixture
 def brief(monkeypatch):
     "A pilot of few temperatures, where its quality does not matter."
-    monkeypatch.setattr("gpvae.ais._PILOT_TEMPERATURES", 5)
+    monkeypatch.setattr("gpvae.evaluation.ais._PILOT_TEMPERATURES", 5)
 
 @pytest.fixture(autouse=True)
 def without_graph():
@@ -228,7 +228,7 @@ def test_step_sizes_are_interpolated():
 
 @pytest.mark.parametrize("start", ["prior", "posterior", "best", "curvature"])
 def test_results_do_not_depend_on_chunks(start, brief, monkeypatch):
-    monkeypatch.setattr("gpvae.ais.Climb", partial(Climb, steps=100)) # need not arrive to be each image's own
+    monkeypatch.setattr("gpvae.evaluation.ais.Climb", partial(Climb, steps=100)) # need not arrive to be each image's own
     lg, x, config = LinearGaussian(), pixels(5), replace(SHORT, start=start)
     model = lg.model(lg.rough)
     whole = ais(model, x, config, "none", rows=1000)

@@ -9,12 +9,12 @@ import time
 import pytest
 import torch
 
-from gpvae import timing
-from gpvae.ais import AISConfig, ais
+from gpvae.evaluation import timing
+from gpvae.evaluation.ais import AISConfig, ais
 from gpvae.checks import InputError
 from gpvae.data import prepare_splits, to_float
 from gpvae.files import read_json, write_json
-from gpvae.iwae import estimate_batch
+from gpvae.evaluation.iwae import estimate_batch
 from gpvae.study import benchmarks
 from gpvae.study.benchmarks import (_BUSY, _GROUPS, _TARGETS, _Clocks, _Contender, _Watch, _Ratio, Sizes, _epoch_seconds, _epochs_on_gpu, _images, _iwae_contenders,
                                     _iwae_products, _linear_sizes, _model_of, _our_step, _Plain, _plain_iwae, _plain_step, _profile, _spec_of,

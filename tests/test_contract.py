@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpvae.checks import InputError
-from gpvae.iwae import estimate_batch
+from gpvae.evaluation.iwae import estimate_batch
 from gpvae.posteriors import Posterior
 from gpvae.study.spec import METHODS, RunSpec, Settings, build_model, method_options
 from gpvae.train import TrainConfig, train_step

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpvae.checks import InputError
-from gpvae.evidence import Estimator
+from gpvae.evaluation.likelihood import Estimator
 from gpvae.study import estimators
 from gpvae.study.benchmarks import _has_pythae
 from gpvae.study.estimators import (_GROWING, _Pythae, _best_width, _families, _growth, _grown, _made_up, _main, _ms_to, _peak_rise, _rows_of,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae import evidence
-from gpvae.ais import _STARTS
+from gpvae.evaluation import likelihood as evidence
+from gpvae.evaluation.ais import _STARTS
 from gpvae.checks import InputError
-from gpvae.evidence import Estimator, _ladder, _reference, log_likelihood
-from gpvae.optimum import Climb
+from gpvae.evaluation.likelihood import Estimator, _ladder, _reference, log_likelihood
+from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian
 from gpvae.vae import VAE
 from toys import F64, Z, Call, LinearGaussian, bernoulli_model, binary_images, seeded
@@ -36,7 +36,7 @@ def uncurved(model): return VAE(model.encoder, model.decoder, NoCurvature(model.
 def short(monkeypatch):
     "References of few temperatures, and short searches: the model is linear."
     monkeypatch.setattr(evidence, "_TEMPERATURES", (8, 16))
-    monkeypatch.setattr("gpvae.ais.Climb", partial(Climb, steps=100))
+    monkeypatch.setattr("gpvae.evaluation.ais.Climb", partial(Climb, steps=100))
 
 def found(model, x, *args, **options):
     with torch.no_grad(): return log_likelihood(model, x, *args, binarisation="floats", **options)

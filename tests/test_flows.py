@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.autograd.functional import jacobian
 
-from gpvae.baselines.householder import HouseholderEncoder, reflect, _unit
-from gpvae.baselines.iaf import AutoregressiveFlow, IAFEncoder, _MaskedNetwork, _positions, _masks
+from gpvae.encoders.householder import HouseholderEncoder, reflect, _unit
+from gpvae.encoders.iaf import AutoregressiveFlow, IAFEncoder, _MaskedNetwork, _positions, _masks
 from gpvae.checks import InputError
-from gpvae.iwae import estimate_batch
+from gpvae.evaluation.iwae import estimate_batch
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, log_normal
 from gpvae.study.spec import METHODS, RunSpec, build_model

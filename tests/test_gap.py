@@ -3,14 +3,14 @@ import numpy as np
 import pytest
 import torch
 
-from gpvae.ais import AISConfig
+from gpvae.evaluation.ais import AISConfig
 from gpvae.checks import InputError
-from gpvae.gap import PARTS, Gaps, gap_table, iwae_by_width, measure_gaps
-from gpvae.iwae import evaluate
-from gpvae.optimum import Climb
+from gpvae.evaluation.gap import PARTS, Gaps, gap_table, iwae_by_width, measure_gaps
+from gpvae.evaluation.iwae import evaluate
+from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian
 from gpvae.statistics import auroc, bootstrap, mean_error, spearman
-from gpvae.uncertainty import best_score, by_decile, decile_edges, free_scores, noised, scores, turned
+from gpvae.evaluation.scores import best_score, by_decile, decile_edges, free_scores, noised, scores, turned
 from toys import Call, LinearGaussian, bernoulli_model, gp_encoder, seeded
 
 class Bytes(LinearGaussian):

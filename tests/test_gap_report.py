@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
-from gpvae import ais as annealing
-from gpvae.ais import AISConfig, ais
+from gpvae.evaluation import ais as annealing
+from gpvae.evaluation.ais import AISConfig, ais
 from gpvae.checks import InputError
-from gpvae.optimum import Climb
+from gpvae.inference.best_gaussian import Climb
 from gpvae.study import measure
 from gpvae.study.commands import gap_command
 from gpvae.study.catalogue import page
@@ -19,7 +19,7 @@ from gpvae.study.run import load_model, run, run_images
 from gpvae.study.spec import BUDGETS, RunSpec, Settings
 from gpvae.study.verdict import (Report, _refined_elbo, _closing_text, decomposition, generalisation_table, margins_text, opening, reliability,
                                  _ranking_text, read_report, _refinement_curve, refinement_curves, verdict, width_table)
-from gpvae.uncertainty import leverage
+from gpvae.evaluation.scores import leverage
 from toys import bernoulli_model, gp_encoder, seeded
 
 QUICK = GapSettings(AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start="posterior"), Climb(steps=25), samples=40, k=10, simulated=4, refine_steps=2, chunk=16)

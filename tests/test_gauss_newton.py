@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from gpvae.checks import InputError
-from gpvae.gauss_newton import _local, gauss_newton
+from gpvae.inference.gauss_newton import _local, gauss_newton
 from gpvae.likelihoods import LIKELIHOODS
 from gpvae.networks import ConvDecoder, mlp_decoder
-from gpvae.optimum import Climb, best_gaussian
+from gpvae.inference.best_gaussian import Climb, best_gaussian
 from gpvae.posteriors import DiagonalGaussian
 from gpvae.vae import VAE, LogJoint
 from toys import F64, Z, Call, LinearGaussian, bernoulli_model, binary_images, perturb, seeded

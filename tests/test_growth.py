@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from gpvae.evidence import Estimator
+from gpvae.evaluation.likelihood import Estimator
 from gpvae.study import estimators
 from gpvae.study.estimators import _grown, _made_up, _sized
 from gpvae.study.spec import RunSpec
@@ -82,6 +82,6 @@ def test_help_imports_the_standard_library_alone(command):
     assert not {"torch", "numpy", "pandas", "snakemake"} & found and len(found) < 200
 
 def test_the_encoder_imports_little_beside_torch():
-    beyond = imported_by("import gpvae.gp_encoder") - imported_by("import torch, jaxtyping")
-    assert {"gpvae.gp_encoder"} < beyond and len(beyond) < 20
+    beyond = imported_by("import gpvae.encoders.gp") - imported_by("import torch, jaxtyping")
+    assert {"gpvae.encoders.gp"} < beyond and len(beyond) < 20
     assert not {m for m in beyond if m.split(".")[0] in ("pandas", "torchvision", "matplotlib", "scipy", "sklearn", "IPython", "fastcore")}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO
 
-from gpvae.gp_encoder import RandomLinear
-from gpvae.iwae import estimate_batch
+from gpvae.encoders.gp import RandomLinear
+from gpvae.evaluation.iwae import estimate_batch
 from gpvae.networks import mlp_trunk
 from gpvae.vae import AmortizedEncoder
 from toys import F64, bernoulli_model, binary_images, perturb, seeded

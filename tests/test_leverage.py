@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.full import FullEncoder
+from gpvae.encoders.full_covariance import FullEncoder
 from gpvae.checks import InputError
-from gpvae.gp_encoder import GPEncoder, RandomLinear
+from gpvae.encoders.gp import GPEncoder, RandomLinear
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.study.run import load_model, run
 from gpvae.study.spec import RunSpec, trained_of
-from gpvae.uncertainty import leverage
+from gpvae.evaluation.scores import leverage
 from gpvae.vae import VAE, AmortizedEncoder
 from toys import Call, binary_images, gp_encoder, seeded
 

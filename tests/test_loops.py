@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from gpvae.data import to_float
-from gpvae.gp_encoder import GPEncoder
-from gpvae.iwae import evaluate
+from gpvae.encoders.gp import GPEncoder
+from gpvae.evaluation.iwae import evaluate
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.train import TrainConfig, train, validation_bound
@@ -90,7 +90,7 @@ def test_copies_and_pickles():
 
 COMPILED = """
 import copy, torch
-from gpvae.gp_encoder import GPEncoder
+from gpvae.encoders.gp import GPEncoder
 from gpvae.networks import mlp_trunk
 torch.manual_seed(0)
 encoder, x = GPEncoder(mlp_trunk((1, 4, 4), (8, 6)), 6, 2).train(), torch.rand(8, 1, 4, 4)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from gpvae.baselines.mixture import MixtureEncoder, component_heads, mixture, separation
+from gpvae.encoders.mixture import MixtureEncoder, component_heads, mixture, separation
 from gpvae.checks import InputError
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, GaussianMixture

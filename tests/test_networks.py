@@ -102,7 +102,7 @@ def test_compiled_and_transformed_calls_take_the_usual_way(detour, monkeypatch):
     assert not detour
 
 def test_the_encoder_is_imported_without_what_pages_and_data_need():
-    code = "import sys, gpvae.gp_encoder; assert not {'torchvision', 'pandas', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)"
+    code = "import sys, gpvae.encoders.gp; assert not {'torchvision', 'pandas', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 def test_the_networks_are_copied_and_loaded_as_pytorchs_own():

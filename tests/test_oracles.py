@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.gp_encoder import RandomLinear, Standardised
-from gpvae.iwae import RunningWeights, ess, estimate_batch, evaluate, iwae
+from gpvae.encoders.gp import RandomLinear, Standardised
+from gpvae.evaluation.iwae import RunningWeights, ess, estimate_batch, evaluate, iwae
 from gpvae.likelihoods import Bernoulli, Gaussian, bits_per_dim
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, gaussian_kl, log_normal
 from gpvae.vae import VAE, AmortizedEncoder

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.recursive_mixture import RecursiveMixtureEncoder, _held, _component_objective, _so_far, recursive_log_pi
+from gpvae.encoders.recursive_mixture import RecursiveMixtureEncoder, _held, _component_objective, _so_far, recursive_log_pi
 from gpvae.checks import InputError
 from gpvae.likelihoods import Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk

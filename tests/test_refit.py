@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.gp_encoder import GPEncoder
+from gpvae.encoders.gp import GPEncoder
 from gpvae.study.measure import _doubt, refit_heads, refit_rows
 from gpvae.study.run import load_model, run
 from gpvae.study.spec import RunSpec

@@ -16,7 +16,7 @@ from PIL import Image
 
 from gpvae.checks import InputError
 from gpvae.files import locked, sha256
-from gpvae.gp_encoder import Uncertainty
+from gpvae.encoders.gp import Uncertainty
 from gpvae.statistics import bootstrap_interval
 from gpvae.study import commands, reproduce as module
 from gpvae.study.reproduce import opening, render, reproduce, shown, time_missing, train_missing

@@ -13,7 +13,7 @@ import torch
 from gpvae.checks import InputError
 from gpvae.data import load, prepare_splits
 from gpvae.files import read_json, read_tensors, write_json
-from gpvae.iwae import evaluate
+from gpvae.evaluation.iwae import evaluate
 from gpvae.study.commands import run_command
 from gpvae.study.run import COLUMNS, RunResult, _components, load_model, read_spec, run, run_images, runs_root, time_run, widen_run
 from gpvae.study.spec import (BUDGETS, METHODS, PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images, method_options, parse_setting, settings_of, spec_hash,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.semi_amortized import _SEED, SemiAmortized, _Window, ascend, clipped, gradients, semi_amortized
+from gpvae.encoders.semi_amortized import _SEED, SemiAmortized, _Window, ascend, clipped, gradients, semi_amortized
 from gpvae.checks import InputError
-from gpvae.gp_encoder import FullCovariance, GPEncoder
-from gpvae.iwae import estimate_batch
+from gpvae.encoders.gp import FullCovariance, GPEncoder
+from gpvae.evaluation.iwae import estimate_batch
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, antithetic

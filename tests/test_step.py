@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.autograd.functional import hessian
 
-from gpvae.baselines.full import LowRankGaussian
-from gpvae.baselines.householder import HouseholderGaussian
+from gpvae.encoders.full_covariance import LowRankGaussian
+from gpvae.encoders.householder import HouseholderGaussian
 from gpvae.checks import InputError
 from gpvae.files import locked
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
-from gpvae.step import NaturalStep, _gradient_at_mean, stepped
+from gpvae.encoders.natural_step import NaturalStep, _gradient_at_mean, stepped
 from gpvae.study.run import is_finished, load_model, run, run_folder, time_run
 from gpvae.study.spec import RunSpec, check_spec, parent_of, refit_of, trained_of
 from gpvae.vae import VAE, LogJoint, evaluating, log_weights

@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from gpvae.baselines.svi import SVI
-from gpvae.optimum import _ascend, _climb, _gradient, _whitened, Climb, Search, ascended, best_gaussian, gaussian, parameters, _prior_of, start_of
+from gpvae.encoders.svi import SVI
+from gpvae.inference.best_gaussian import _ascend, _climb, _gradient, _whitened, Climb, Search, ascended, best_gaussian, gaussian, parameters, _prior_of, start_of
 from gpvae.checks import InputError
-from gpvae.gp_encoder import GPEncoder
-from gpvae.iwae import evaluate
+from gpvae.encoders.gp import GPEncoder
+from gpvae.evaluation.iwae import evaluate
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, antithetic
 from gpvae.study.spec import RunSpec, build_model

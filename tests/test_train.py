@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gpvae.data import to_float
-from gpvae.iwae import evaluate
+from gpvae.evaluation.iwae import evaluate
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import gaussian_kl

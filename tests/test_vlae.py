@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.baselines.vlae import _Gram, LaplaceEncoder, _layers_of, laplace, linearise, newton_step, precision
+from gpvae.encoders.laplace import _Gram, LaplaceEncoder, _layers_of, laplace, linearise, newton_step, precision
 from gpvae.checks import InputError
-from gpvae.iwae import estimate_batch
+from gpvae.evaluation.iwae import estimate_batch
 from gpvae.likelihoods import LIKELIHOODS
 from gpvae.networks import ConvDecoder, mlp_decoder, mlp_trunk
 from gpvae.posteriors import FullGaussian

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gpvae.gp_encoder import GPEncoder
+from gpvae.encoders.gp import GPEncoder
 from gpvae.likelihoods import Bernoulli, Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, Posterior

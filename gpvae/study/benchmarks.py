@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 # %% ../../nbs/90_benchmarks.ipynb #d0319faf
-from ..ais import AISConfig, ais
+from ..evaluation.ais import AISConfig, ais
 from ..checks import choose, require
 from ..data import CHOICES, data_root, load, prepare_splits, to_float
 from ..files import commit, peak_mb, pick_device, read_json, write_json
-from ..iwae import default_rows, estimate_batch
+from ..evaluation.iwae import default_rows, estimate_batch
 from ..networks import _pays, _product
 from .catalogue import PRESETS, Study, page
 from .commands import _guarded
@@ -44,7 +44,7 @@ from .run import is_finished, load_model, run_images
 from .spec import METHODS, RunSpec, build_model, load_images, refit_of, train_config
 from .store import Store
 from .tables import _setting_name
-from ..timing import training_step
+from ..evaluation.timing import training_step
 from ..train import Stepper, TrainConfig, _decayed, adam
 from ..vae import VAE
 

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from ..data import CHOICES
 from ..files import read_json
-from ..gp_encoder import Uncertainty
+from ..encoders.gp import Uncertainty
 from ..statistics import bootstrap, mean_error, seed_interval, spearman, text_interval
 from .catalogue import _and_step, _dreaming, _listed
 from .spec import METHODS, RunSpec, parse_setting, set_title

@@ -257,7 +257,7 @@ def gap_command(argv: Sequence[str]|None = None # None: those of the process
     args = _gap_parser().parse_args(argv)
     _set_threads()
     def call():
-        from gpvae.ais import AISConfig
+        from gpvae.evaluation.ais import AISConfig
         from gpvae.study.gaps import gap_report
         from gpvae.study.measure import GapSettings
         from gpvae.study.spec import parse_setting

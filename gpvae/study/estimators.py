@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from ..checks import check_kinds, choose, require
 from ..data import prepare_splits, to_float
-from ..evidence import Estimator
-from ..iwae import evaluate
+from ..evaluation.likelihood import Estimator
+from ..evaluation.iwae import evaluate
 from ..likelihoods import Bernoulli
 from ..networks import mlp_decoder, mlp_trunk
 from ..posteriors import DiagonalGaussian

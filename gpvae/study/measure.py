@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from ..ais import AISConfig, fingerprint, sandwich
-from ..baselines.semi_amortized import SemiAmortized
+from ..evaluation.ais import AISConfig, fingerprint, sandwich
+from ..encoders.semi_amortized import SemiAmortized
 from ..checks import check_kinds, choose, require
 from ..data import ImageSet, binarise_fixed, data_root, load, prepare_splits, split_seed, to_float
 from ..files import locked, pick_device, read_arrays, write_arrays
-from ..gap import PARTS, WIDTHS, iwae_by_width, measure_gaps
-from ..gp_encoder import GPEncoder, Uncertainty
-from ..iwae import evaluate
-from ..optimum import Climb
+from ..evaluation.gap import PARTS, WIDTHS, iwae_by_width, measure_gaps
+from ..encoders.gp import GPEncoder, Uncertainty
+from ..evaluation.iwae import evaluate
+from ..inference.best_gaussian import Climb
 from ..posteriors import DiagonalGaussian
 from .defaults import GAP
 from .run import load_model, run_images
 from .spec import settings_text
-from ..timing import milliseconds, posterior_ms
-from ..uncertainty import SHIFTS, leverage, scores
+from ..evaluation.timing import milliseconds, posterior_ms
+from ..evaluation.scores import SHIFTS, leverage, scores
 from ..vae import VAE, _bounds, evaluating
 
 # %% ../../nbs/82_measure.ipynb #37703d46

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from ..checks import InputError, choose, require
 from ..data import CHOICES
 from ..files import device_name, open_folder, pick_device, read_json, write_atomically
-from ..gp_encoder import Uncertainty
+from ..encoders.gp import Uncertainty
 from ..likelihoods import bits_per_dim
 from ..statistics import bootstrap_interval, interval, seed_interval, spread, text_interval
 from .catalogue import (PAGES, PRESETS, STUDIES, Study, _listed, _Methods, _own_seeds, _treated,

@@ -15,20 +15,20 @@ import platformdirs
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from ..baselines.mixture import separation
+from ..encoders.mixture import separation
 from ..checks import require
 from ..data import ImageSet, Splits, prepare_splits, to_float
 from ..dreams import held
 from ..files import commit, device_name, locked, open_folder, peak_mb, pick_device
 from ..files import read_json, read_tensors, reading, write_json, write_tensors
-from ..gp_encoder import GPEncoder
-from ..gap import iwae_by_width
-from ..iwae import PerImage, evaluate
+from ..encoders.gp import GPEncoder
+from ..evaluation.gap import iwae_by_width
+from ..evaluation.iwae import PerImage, evaluate
 from .spec import (PROTOCOL, RunSpec, Settings, build_model, check_spec, load_images,
                               parent_of, settings_of, settings_text, spec_hash, train_config, trained_of)
 from ..posteriors import GaussianMixture
-from ..step import stepped
-from ..timing import posterior_ms, step_ms
+from ..encoders.natural_step import stepped
+from ..evaluation.timing import posterior_ms, step_ms
 from ..train import Trainer, load_checkpoint, refit, train, unprefixed, validation_bound
 from ..vae import VAE, evaluating
 

@@ -16,19 +16,19 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple, SupportsIndex, get_args, get_origin
 import torch
-from ..baselines.full import FullEncoder
-from ..baselines.householder import HouseholderEncoder
-from ..baselines.iaf import IAFEncoder
-from ..baselines.mixture import MixtureEncoder
-from ..baselines.recursive_mixture import RecursiveMixtureEncoder
-from ..baselines.semi_amortized import gp_semi_amortized, semi_amortized
-from ..baselines.svi import svi
-from ..baselines.vlae import LaplaceEncoder
+from ..encoders.full_covariance import FullEncoder
+from ..encoders.householder import HouseholderEncoder
+from ..encoders.iaf import IAFEncoder
+from ..encoders.mixture import MixtureEncoder
+from ..encoders.recursive_mixture import RecursiveMixtureEncoder
+from ..encoders.semi_amortized import gp_semi_amortized, semi_amortized
+from ..encoders.svi import svi
+from ..encoders.laplace import LaplaceEncoder
 from ..checks import InputError, choose, require
 from ..data import ImageSet, check_binarisation, load
 from ..dreams import SOURCES
 from ..files import sha256
-from ..gp_encoder import GPEncoder
+from ..encoders.gp import GPEncoder
 from ..likelihoods import LIKELIHOODS
 from ..networks import _PRECISIONS, ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
 from .defaults import RUN
@@ -61,10 +61,10 @@ _AMORTIZED = {
                           "vae", "30_vae.ipynb"),
     "vlae": Method(LaplaceEncoder, {"damping": 0.25}, "Laplace (VLAE)",
                    "Solves with the linearised decoder give the mean, its curvature the full covariance.",
-                   "vlae", "56_vlae.ipynb"),
+                   "vlae", "56_laplace.ipynb"),
     "full": Method(FullEncoder, {}, "Full covariance",
                    "The network gives the Cholesky factor of a full covariance too.",
-                   "full", "57_full.ipynb"),
+                   "full", "57_full_covariance.ipynb"),
     "svi": Method(svi, {}, "Stochastic VI per image",
                   "At test time the Gaussian of each image is optimised until its bound stops rising.",
                   "svi", "55_svi.ipynb"),

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 from ..checks import InputError, require
-from ..gap import Gaps, gap_table
-from ..gp_encoder import Uncertainty
+from ..evaluation.gap import Gaps, gap_table
+from ..encoders.gp import Uncertainty
 from ..statistics import (bootstrap, bootstrap_interval, mean_and_error, mean_error, spearman,
                               text_interval)
 from .catalogue import page
 from .store import Store, select
-from ..uncertainty import best_score, by_decile, decile_edges
+from ..evaluation.scores import best_score, by_decile, decile_edges
 
 # %% ../../nbs/87_verdict.ipynb #881bfd56
 class Report(NamedTuple):

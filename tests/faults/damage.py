@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 
 from faults import Tally, outcome
-from gpvae.ais import AISConfig
+from gpvae.evaluation.ais import AISConfig
 from gpvae.data import load, prepare_splits
 from gpvae.files import device_name, pick_device
-from gpvae.optimum import Climb
+from gpvae.inference.best_gaussian import Climb
 from gpvae.study.gaps import _kept_images, _kept_row
 from gpvae.study.measure import _ONCE, GapSettings, _measure_once, measure_run, measure_split
 from gpvae.study.run import RunResult, load_model, read_spec, run, run_images, time_run

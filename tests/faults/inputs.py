@@ -13,30 +13,30 @@ import numpy as np
 import torch
 
 from faults import Tally, outcome
-from gpvae.ais import AISConfig, ais, sandwich
-from gpvae.baselines.full import FullEncoder
-from gpvae.baselines.householder import HouseholderEncoder
-from gpvae.baselines.iaf import IAFEncoder
-from gpvae.baselines.mixture import MixtureEncoder
-from gpvae.baselines.recursive_mixture import RecursiveMixtureEncoder
-from gpvae.baselines.semi_amortized import SemiAmortized
-from gpvae.baselines.vlae import LaplaceEncoder
+from gpvae.evaluation.ais import AISConfig, ais, sandwich
+from gpvae.encoders.full_covariance import FullEncoder
+from gpvae.encoders.householder import HouseholderEncoder
+from gpvae.encoders.iaf import IAFEncoder
+from gpvae.encoders.mixture import MixtureEncoder
+from gpvae.encoders.recursive_mixture import RecursiveMixtureEncoder
+from gpvae.encoders.semi_amortized import SemiAmortized
+from gpvae.encoders.laplace import LaplaceEncoder
 from gpvae.checks import InputError
 from gpvae.data import load, prepare_splits, to_float
-from gpvae.gap import iwae_by_width, measure_gaps
-from gpvae.gp_encoder import GPEncoder
-from gpvae.iwae import evaluate
+from gpvae.evaluation.gap import iwae_by_width, measure_gaps
+from gpvae.encoders.gp import GPEncoder
+from gpvae.evaluation.iwae import evaluate
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
-from gpvae.optimum import Climb, best_gaussians
+from gpvae.inference.best_gaussian import Climb, best_gaussians
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
 from gpvae.study.catalogue import page
 from gpvae.study.commands import gap_command, reproduce_command, run_command
 from gpvae.study.measure import GapSettings
 from gpvae.study.spec import METHODS, RunSpec, Settings, build_model, check_spec, load_images, method_options
-from gpvae.timing import milliseconds
+from gpvae.evaluation.timing import milliseconds
 from gpvae.train import TrainConfig, train, validation_bound
-from gpvae.uncertainty import scores
+from gpvae.evaluation.scores import scores
 from gpvae.vae import VAE, AmortizedEncoder
 
 NAN, INF = float("nan"), float("inf")

@@ -8,7 +8,7 @@ __all__ = ['svi', 'SVI']
 # %% ../../nbs/55_svi.ipynb #7e5762ac
 from torch import Tensor
 from .semi_amortized import around
-from ..optimum import Climb, ascended, gaussian, parameters, start_of
+from ..inference.best_gaussian import Climb, ascended, gaussian, parameters, start_of
 from ..posteriors import Posterior
 from ..vae import AmortizedEncoder, Encoder, LogJoint, Wrapper
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..checks import choose, require
-from ..gp_encoder import GPEncoder, Uncertainty
+from .gp import GPEncoder, Uncertainty
 from ..posteriors import DiagonalGaussian, antithetic
 from ..vae import VAE, AmortizedEncoder, ElboTerms, Encoder, LogJoint, Wrapper
 
