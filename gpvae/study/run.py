@@ -24,7 +24,8 @@ from gpvae.posteriors import GaussianMixture
 from gpvae.study.config import (PROTOCOL, EvaluationConfig, RunConfig, RunSpec, build_model, config_from_json,
                                 config_to_json, load_images, resolve)
 from gpvae.train import load_checkpoint, refit, train, unprefixed, validation_bound
-from gpvae.vae import VAE, evaluating, frozen
+from gpvae.dreams import held as frozen
+from gpvae.vae import VAE, evaluating
 
 TIMES = ("infer_ms_batch", "infer_ms_one", "step_ms")
 WIDTHS = (1., 1.4, 2., 3., 4.5)      # factors on the proposal's variances that validation images choose from
@@ -295,7 +296,7 @@ def measure_uncertainty(model: VAE, x: Tensor, binarisation: str) -> dict[str, T
 def draw_pictures(model: VAE, x: Tensor, binarisation: str) -> dict[str, Tensor]:  # uint8 [N, C, H, W]
     "Means of images drawn from the prior, and test images beside the means at one sample of their posteriors."
     generator = torch.Generator(x.device).manual_seed(0)
-    z = torch.randn(1, N_SAMPLES, model.z_dim, generator=generator, device=x.device)
+    z = torch.randn(1, N_SAMPLES, model.first_weight.shape[1], generator=generator, device=x.device)
     images = to_float(x[:N_RECONSTRUCTIONS], binarisation)
     with evaluating(model):
         means = model.likelihood.mean(model.decoder(z))[0]
