@@ -1,9 +1,10 @@
 "Budgets, the specification of a run, and its resolution into the configuration that decides the result."
 import ast
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import UnionType
 from typing import SupportsIndex, get_args, get_origin
 
 import torch
@@ -116,11 +117,10 @@ class RunSpec:
     budget: str = "smoke"               # one of BUDGETS
     likelihood: str | None = None       # one of LIKELIHOODS; None: the data set's
     binarisation: str | None = None     # static, fixed, stochastic, none; None: the data set's
-    settings: tuple[tuple[str, object], ...] = ()  # changes to the budget, options of the method; or a mapping
+    settings: Mapping[str, object] | Sequence = ()  # changes to the budget, options of the method; kept as pairs
     parent: "RunSpec | None" = None     # its trained decoder stays frozen, the encoder alone is trained
 
     def __post_init__(self):
-        require(isinstance(self.dataset, str), f"dataset is {self.dataset!r}: pass a name or a path in words")
         pairs = self.settings.items() if isinstance(self.settings, Mapping) else self.settings
         pairs = [tuple(pair) for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2]
         require(len(pairs) == len(self.settings), f"settings is {self.settings!r}: pass pairs (key, value)")
@@ -188,20 +188,18 @@ def usual_settings(spec: RunSpec) -> dict[str, object]:
 
 
 def check_kind(key: str, value: object, default: object) -> None:
-    "Raise `InputError` unless a setting has the kind of its default."
-    kind = type(default)
-    if default is None or kind is float:
-        fits = value is None and default is None or (isinstance(value, (int, float)) and type(value) is not bool)
-    elif kind is tuple:
-        fits = isinstance(value, tuple)
-    else:
-        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    nullable = key in SECTION_OF and value is None and type(None) in get_args(field_type(key))
-    require(fits or nullable, f"setting {key}={value!r}: expected something like "
-            f"{100 if default is None else default!r}")
+    "Raise `InputError` unless a setting has its declared kind, an option of an encoder that of its default."
+    declared = field_type(key) if key in SECTION_OF else type(default)
+    kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+    fits = False
+    for kind in kinds:
+        many = get_origin(kind) or kind
+        truth = isinstance(value, bool) and kind is not bool
+        fits |= not truth and isinstance(value, (int, float) if kind is float else many)
+    require(fits, f"setting {key}={value!r}: expected something like {100 if default is None else default!r}")
 
 
-def field_type(key: str) -> type:
+def field_type(key: str) -> object:  # a type, a union or a generic
     "The annotation of a setting."
     return next(f.type for f in fields(SECTIONS[SECTION_OF[key]]) if f.name == key)
 
@@ -225,7 +223,7 @@ def merge_settings(spec: RunSpec) -> tuple[Budget, dict[str, object]]:  # sectio
     return Budget(**sections), {k: as_declared(merged[k], type(v)) for k, v in options.items()}
 
 
-def as_declared(value: object, kind: type) -> object:
+def as_declared(value: object, kind: object) -> object:
     "A whole number as a float where a float is declared: 20 and 20.0 are one setting."
     if get_origin(kind) is tuple and get_args(kind)[0] is float:
         return tuple(map(float, value))
@@ -332,7 +330,8 @@ def load_images(config: RunConfig) -> ImageSet:
     data = load(config.spec.dataset, n_train=config.data.n_train, n_valid=config.data.n_valid)
     require(data.checksum == config.checksum, f"{config.spec.dataset} holds other images than the run was "
             "made with: bring the old images back, or run the specification again")
-    return replace(data, x_test=data.x_test[:config.data.n_test])
+    n = config.data.n_test
+    return replace(data, x_test=data.x_test[:n], y_test=None if data.y_test is None else data.y_test[:n])
 
 
 def build_model(config: RunConfig) -> VAE:

@@ -35,23 +35,36 @@ class Store:
     def table(self, name: str) -> pd.DataFrame:  # one of KEYS
         "A table of the store; empty where nothing was kept yet, `InputError` where a kept file is lost."
         path = self.folder / f"{name}.csv"
-        if not path.exists():
-            require(path.name not in self.checksums(), f"{path} is lost: restore it, or remove its line from "
-                    f"{self.folder / 'SHA256SUMS'}")
+        if not self.folder.is_dir():
             return pd.DataFrame(columns=KEYS[name])
         with locked(self.folder, wait=60):  # nobody writes the file and its checksum meanwhile
-            content, expected = path.read_bytes(), self.checksums().get(path.name)
-        same = hashlib.sha256(content).hexdigest() == expected
+            return self.read_table(path)
+
+    def read_table(self, path: Path) -> pd.DataFrame:
+        "The table of a file, verified; to be called under the lock."
+        expected = self.checksums().get(path.name, [])
+        if not path.exists():
+            require(not expected, f"{path} is lost: restore it, or remove its line from SHA256SUMS beside it")
+            return pd.DataFrame(columns=KEYS[path.stem])
+        content = path.read_bytes()
+        same = hashlib.sha256(content).hexdigest() in expected
         require(same, f"{path} has not the checksum of SHA256SUMS beside it: restore both files, or, if the "
                 "change is yours, run `sha256sum *.csv > SHA256SUMS` there")
         with reading(path):
             table = pd.read_csv(io.BytesIO(content), dtype=TEXT)
         return table.assign(**{c: table[c].fillna("") for c in ("settings", "parent") if c in table})
 
-    def checksums(self) -> dict[str, str]:  # file -> SHA-256
-        path = self.folder / "SHA256SUMS"
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    def checksums(self) -> dict[str, list[str]]:  # file -> SHA-256; two while the file is being replaced
+        path, sums = self.folder / "SHA256SUMS", {}
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+            digest, _, name = line.partition("  ")
+            sums.setdefault(name, []).append(digest)
+        return sums
+
+    def write_checksums(self, sums: dict[str, list[str]]) -> None:
+        "Write `SHA256SUMS`."
+        text = "".join(f"{digest}  {name}\n" for name in sorted(sums) for digest in sums[name])
+        write_atomically(self.folder / "SHA256SUMS", lambda draft: draft.write_text(text))
 
     def arrays(self, run: str, kind: str = "runs"  # runs or gaps
                ) -> dict[str, np.ndarray]:         # by name; empty where none are kept
@@ -75,8 +88,8 @@ class Store:
         results, pictured = list(results), set(pictured)
         with self.writing():
             for result in results:
-                write_arrays(self.folder / "runs" / f"{result.config.id}.npz",
-                             pack_run(result, result.config.id in pictured), {"run": result.config.id})
+                run = result.row["run"]
+                write_arrays(self.folder / "runs" / f"{run}.npz", pack_run(result, run in pictured), {"run": run})
             self.keep_rows("runs", [result.row for result in results])
             self.keep_rows("modes", [row for result in results for row in result.modes])
 
@@ -90,11 +103,13 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[None]:
         "Hold the lock of the store; what a killed process left half written is removed."
-        for name in ("runs", "gaps"):
-            open_folder(self.folder / name, "pass --out")
+        open_folder(self.folder, "pass --out")
         with locked(self.folder, wait=60):
-            for draft in [*self.folder.glob(".[0-9]*.*"), *self.folder.glob("*/.[0-9]*.*")]:
-                draft.unlink()
+            for name in ("runs", "gaps"):
+                open_folder(self.folder / name, "pass --out")
+            for pattern in (".[0-9]*.csv", ".[0-9]*.SHA256SUMS", "*/.[0-9]*.npz"):
+                for draft in self.folder.glob(pattern):
+                    draft.unlink()
             yield
 
     def keep_rows(self, name: str, rows: list[dict]) -> None:
@@ -102,17 +117,17 @@ class Store:
         if not rows:
             return
         new, path = pd.DataFrame(rows), self.folder / f"{name}.csv"
-        old = pd.read_csv(path, dtype=TEXT) if path.exists() else new.iloc[:0]
+        old = self.read_table(path)
         new = new.astype({c: object for c in new.columns})
         table = pd.concat([old.astype(object), new], ignore_index=True) if len(old) else new
         table = table.drop_duplicates(KEYS[name], keep="last")
         table = table.sort_values([*(c for c in ORDER if c in table), *KEYS[name]], ignore_index=True,
                                   key=lambda column: column.astype(str).str.zfill(12))
         content = table.to_csv(index=False, float_format="%.6g").encode()
+        sums, new = self.checksums(), [hashlib.sha256(content).hexdigest()]
+        self.write_checksums(sums | {path.name: sums.get(path.name, []) + new})
         write_atomically(path, lambda draft: draft.write_bytes(content))
-        sums = self.checksums() | {path.name: hashlib.sha256(content).hexdigest()}
-        text = "".join(f"{digest}  {file}\n" for file, digest in sorted(sums.items()))
-        write_atomically(self.folder / "SHA256SUMS", lambda draft: draft.write_text(text))
+        self.write_checksums(sums | {path.name: new})
 
 
 def pack(values: Float[np.ndarray, "n"]) -> np.ndarray:
