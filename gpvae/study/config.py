@@ -158,7 +158,8 @@ class RunSpec:
     def text(self) -> str:
         "One line that names the specification in results files; the same run has the same line."
         usual = usual_settings(self)
-        changed = [f"{k}={v!r}".replace(" ", "") for k, v in self.settings if usual.get(k, self) != v]
+        changed = [f"{k}={as_declared(v, declared_kind(k, usual.get(k)))!r}".replace(" ", "")
+                   for k, v in self.settings if usual.get(k, self) != v]
         choice = CHOICES.get(self.dataset)
         likelihood, binarisation = self.likelihood, self.binarisation
         if choice:
@@ -189,7 +190,7 @@ def usual_settings(spec: RunSpec) -> dict[str, object]:
 
 def check_kind(key: str, value: object, default: object) -> None:
     "Raise `InputError` unless a setting has its declared kind, an option of an encoder that of its default."
-    declared = field_type(key) if key in SECTION_OF else type(default)
+    declared = declared_kind(key, default)
     kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
     fits = False
     for kind in kinds:
@@ -199,8 +200,10 @@ def check_kind(key: str, value: object, default: object) -> None:
     require(fits, f"setting {key}={value!r}: expected something like {100 if default is None else default!r}")
 
 
-def field_type(key: str) -> object:  # a type, a union or a generic
-    "The annotation of a setting."
+def declared_kind(key: str, default: object) -> object:  # a type, a union or a generic
+    "The annotation of a setting; the type of the default of an encoder's option."
+    if key not in SECTION_OF:
+        return type(default)
     return next(f.type for f in fields(SECTIONS[SECTION_OF[key]]) if f.name == key)
 
 
@@ -215,7 +218,7 @@ def merge_settings(spec: RunSpec) -> tuple[Budget, dict[str, object]]:  # sectio
     sections = {}
     for section, kind in SECTIONS.items():
         values = {key: merged[key] for key, of in SECTION_OF.items() if of == section}
-        values = {k: as_declared(v, field_type(k)) for k, v in values.items()}
+        values = {k: as_declared(v, declared_kind(k, None)) for k, v in values.items()}
         sections[section] = kind(**values | ({"seed": spec.seed} if section == "train" else {}))
     milestones = sections["train"].milestones
     rising = all(a < b for a, b in zip(milestones, milestones[1:]))

@@ -240,6 +240,28 @@ def closing_lines(spec_of: Callable[..., RunSpec]) -> dict[str, RunSpec]:
             "full covariance, refitted, one step": full.change(**STEP)}
 
 
+ABLATION = {  # one change of the budget `cpu` each
+    "KL warm-up 10 epochs": dict(kl_warmup=10.), "no KL warm-up": dict(kl_warmup=0.),
+    "no weight decay": dict(weight_decay=0.), "weight decay 0.1": dict(weight_decay=0.1),
+    "weight decay 0.5": dict(weight_decay=0.5), "smaller steps from epoch 40": dict(milestones=(40., 50., 60., 70.)),
+    "smaller steps from epoch 60": dict(milestones=(60., 70.)), "steps of one size": dict(milestones=()),
+    "two samples": dict(n_samples=2)}
+GP_ABLATION = {
+    "KL warm-up 10 epochs": dict(kl_warmup=10.), "no weight decay": dict(weight_decay=0.),
+    "steps of one size": dict(milestones=()), "noise warm-up 40 epochs": dict(noise_warmup=40.),
+    "layer-normalised features": dict(features="layernorm"), "temperature 0.3": dict(temperature=0.3),
+    "temperature 3": dict(temperature=3.), "prior scale 0.3": dict(prior_scale=0.3),
+    "prior scale 3": dict(prior_scale=3.), "learned prior scale": dict(learn_prior_scale=True),
+    "features of its own": dict(own_features=True)}
+
+
+def ablation_lines() -> dict[str, RunSpec]:
+    "The VAE and the GP encoder on static MNIST with one change at a time."
+    lines = {"vae": static("vae"), "gpvae-mean": static("gpvae-mean"), "gpvae": static("gpvae")}
+    lines |= {f"vae, {name}": static("vae", **change) for name, change in ABLATION.items()}
+    return lines | {f"gpvae, {name}": static("gpvae", **change) for name, change in GP_ABLATION.items()}
+
+
 def named_studies() -> dict[str, Callable[[], Study]]:
     "Studies without a page of their own, by name."
     sizes = [m for m in METHODS if METHODS[m].family in ("sa", "iaf", "hf", "me", "rme")]
@@ -249,6 +271,7 @@ def named_studies() -> dict[str, Callable[[], Study]]:
                                       reference="VAE"),
         "closing_grey": lambda: name_lines("closing_grey", "Closing the gap on grey MNIST", closing_lines(grey), 2,
                                            reference="VAE"),
+        "ablation": lambda: name_lines("ablation", "One change at a time on static MNIST", ablation_lines(), 3),
         "sizes": lambda: name_lines("sizes", "All methods of the paper on static MNIST",
                                     {m: static(m) for m in ("vae", "gpvae", *sizes)}),
         "sizes_grey": lambda: name_lines("sizes_grey", "All methods of the paper on grey MNIST",
