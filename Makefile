@@ -6,20 +6,11 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+# Words of `gpvae reproduce` and `gpvae gap`: make reproduce ARGS="--dataset mnist --z-dims 10 20"; three have names.
+ARGS ?=
 DATASET ?=
-BUDGET ?=
-PRESET ?=
 METHODS ?=
-LIKELIHOOD ?=
-Z ?=
-SEEDS ?=
-N_TRAIN ?=
-SET ?=
-STUDY ?=
-PLAN ?=
-JOBS ?=
-EXECUTOR ?=
-PROFILE ?=
+PRESET ?=
 SETS ?= mnist static_mnist omniglot cifar10 celeba svhn
 # One thread a process: two OpenMP threads beside another busy process collapse.
 OMP_NUM_THREADS ?= 1
@@ -31,7 +22,7 @@ READY := $(VENV)/.ready
 UNPACK := ../shared/data/unpack.py
 PARTS := sync notebooks pytest audit smoke docs-check wheel
 
-.PHONY: help setup data data-mnist reproduce gap test $(PARTS) mutants faults readme site lab clean
+.PHONY: help setup data data-mnist reproduce gap pages test $(PARTS) mutants faults readme site lab clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,17 +52,16 @@ data: setup ## unpack the image sets that lie beside the checkout: make data SET
 data-mnist: setup
 	$(call unpack,mnist static_mnist)
 
-# Each of them reaches the command where it is given; SET holds several changes with spaces between, PLAN=1 starts nothing, EXECUTOR=slurm uses a cluster.
-WHAT = $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(BUDGET),--budget $(BUDGET))
-GRID = $(if $(METHODS),--methods $(METHODS)) $(if $(LIKELIHOOD),--likelihood $(LIKELIHOOD)) $(if $(Z),--z_dims $(Z)) $(if $(SEEDS),--seeds $(SEEDS)) \
-  $(if $(N_TRAIN),--n_train $(N_TRAIN)) $(foreach change,$(SET),--set '$(change)') $(if $(STUDY),--study $(STUDY)) $(if $(PLAN),--plan) \
-  $(if $(JOBS),--jobs $(JOBS)) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(PROFILE),--profile '$(PROFILE)')
+WORDS_OF_STUDY = $(if $(PRESET),--study $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) $(if $(METHODS),--methods $(METHODS)) $(ARGS)
 
-reproduce: setup data-mnist ## train, evaluate and render one result page: make reproduce DATASET=mnist LIKELIHOOD=gaussian Z="10 20" PLAN=1, or PRESET=grey_mnist
-	@gpvae_reproduce $(WHAT) $(GRID)
+reproduce: setup data-mnist ## train, evaluate and write a page into ./results: make reproduce ARGS="--dataset mnist --z-dims 10 20"
+	@gpvae reproduce $(WORDS_OF_STUDY)
 
-gap: setup data-mnist ## measure the gaps of finished runs and render their page: make gap DATASET=static_mnist BUDGET=cpu METHODS="vae gpvae"
-	@gpvae_gap $(WHAT) $(if $(METHODS),--methods $(METHODS))
+gap: setup data-mnist ## measure the gaps and write their page into ./results: make gap METHODS="vae gpvae"
+	@gpvae gap $(WORDS_OF_STUDY)
+
+pages: setup ## for maintainers: render the committed pages anew, from the committed rows alone
+	@python tests/make_pages.py
 
 test: setup data-mnist ## everything below in this order; the tree stays as it was
 	@begin=$$SECONDS; before=$$(git status --porcelain 2>/dev/null || true); mkdir -p .make; \
@@ -81,18 +71,21 @@ test: setup data-mnist ## everything below in this order; the tree stays as it w
 	[ "$$before" = "$$after" ] || { printf 'the checks changed the working tree:\n%s\n' "$$after" >&2; exit 1; }; \
 	printf '\n== all parts passed in %s s; pytest said:\n' $$((SECONDS - begin)); tail -n 1 .make/pytest.log
 
+# These look at copies of the committed files, whatever else a user keeps beside them.
+COMMITTED := python tests/committed.py
+
 sync: setup ## package, notebooks and README agree, and the code has the house's style
-	@python tests/sync_check.py
-	@python tests/style_check.py
+	@$(COMMITTED) tests/sync_check.py
+	@$(COMMITTED) tests/style_check.py
 
 notebooks: setup ## execute every page, and say how long each takes
-	@python tests/notebooks_check.py
+	@$(COMMITTED) tests/notebooks_check.py
 
 pytest: setup ## the tests of the code
 	@mkdir -p .make; pytest -q -rs --color=no --durations=8 -n 2 --dist worksteal --ignore tests/audit tests | tee .make/pytest.log
 
 audit: setup ## the committed results: checksums, rows, pages that show what the files say
-	@pytest -q -rs --color=no tests/audit
+	@$(COMMITTED) -m pytest -q -rs --color=no -p no:cacheprovider tests/audit
 
 mutants: setup ## every mistake of tests/mutants, each noticed by its test: make mutants WORDS="gp_encoder"
 	@PYTHONPATH=tests python -m mutants $(WORDS)
@@ -102,13 +95,13 @@ faults: setup ## damaged files, killed processes and wrong inputs, all of them; 
 
 smoke: setup ## the result page of two methods on the embedded images, rendered into a temporary folder
 	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
-	gpvae_reproduce --dataset digits --budget smoke --methods vae gpvae --out "$$out" --runs "$$out/runs"; python tests/docs_check.py --page "$$out/digits.ipynb"; test -s "$$out/runs.csv"
+	gpvae reproduce --methods vae gpvae --out "$$out" --runs "$$out/runs"; python tests/docs_check.py --page "$$out/digits.ipynb"; test -s "$$out/runs.csv"; test -s "$$out/digits.html"
 
 docs-check: setup ## the site's input: sidebar, references, fences, outputs, paths, sizes
-	@python tests/docs_check.py
+	@$(COMMITTED) tests/docs_check.py
 
 wheel: setup ## the package as installed, without the tools that wrote it
-	@python tests/wheel_check.py
+	@$(COMMITTED) tests/wheel_check.py
 
 readme: setup ## write README.md from nbs/index.ipynb
 	@python tests/make_readme.py
@@ -118,7 +111,8 @@ site: ## write the site into _docs, with the Quarto on PATH
 	@$(MAKE) --no-print-directory setup
 	@python tests/make_site.py
 
-lab: setup ## open the notebooks in JupyterLab
+lab: setup ## open the notebooks in JupyterLab; `nbdev_install_hooks`, once, keeps what Run All changes out of git
+	@echo "Run All changes execution counts and times in a notebook: nbdev_clean removes them, nbdev_install_hooks does so on every save"
 	@jupyter lab nbs
 
 clean: ## remove what the targets made, the environment too

@@ -19,14 +19,9 @@ class Parser(argparse.ArgumentParser):
 
     def option(self, name: str, text: str, default: object = None, **more) -> None:
         "An option; its default stands in its help unless `text` says what happens without it."
-        shown = " (default: %(default)s)" if default not in (None, "", ()) else ""
+        shown = " (default: %(default)s)" if default not in (None, "", (), []) else ""
         more |= {"type": int} if isinstance(default, int) else {}
         self.add_argument(f"--{name}", default=default, help=text + shown, **more)
-
-    def settings(self, text: str) -> None:
-        "Changed settings."
-        self.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
-                          help=f"{text}; may be repeated")
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}: see {self.prog} --help\n")
@@ -47,7 +42,8 @@ def make_parser() -> Parser:
     study.option("z-dims", "latent dimensions (default: those of the budget)", (), nargs="+")
     study.option("seeds", "seeds of every method (default: those of the budget)", "")
     study.option("likelihood", likelihood, "")
-    study.settings("change a setting of the budget or an option of the methods")
+    settings = dict(action="append", dest="settings", metavar="KEY=VALUE")
+    study.option("set", "change a setting of the budget or an option of the methods; may be repeated", [], **settings)
     study.option("out", "folder of rows and page (default: GPVAE_RESULTS, else ./results)")
     several.option("jobs", "runs side by side", 2)
 
@@ -68,19 +64,23 @@ def make_parser() -> Parser:
     run.option("budget", budget, "smoke")
     run.option("likelihood", likelihood)
     run.option("binarisation", "static, fixed, stochastic or none (default: the image set's)")
-    run.settings("change a setting of the budget or an option of the method")
+    run.option("set", "change a setting of the budget or an option of the method; may be repeated", [], **settings)
     run.option("spec", "a specification as JSON, instead of the options down to --set")
     run.option("position", "line of the terminal for the progress bar", 0)
     run.add_argument("--attached", action="store_true",
                      help="end when standard input is closed; errors go to standard output")
     refit = add(refit_encoder, everywhere)
     refit.add_argument("run", help="id or folder of the run")
-    refit.option("method", "another encoder on the same decoder; --set start=new where the trained weights do "
-                 "not fit it (default: the run's)")
-    refit.settings("change a setting of the refit: dreams=0.5, epochs=80, ...")
+    refit.option("method", "another encoder on the same decoder (default: the run's); with --set start=new where "
+                 "the trained weights do not fit it")
+    refit.option("set", "change a setting of the refit: dreams=0.5, epochs=80; may be repeated", [], **settings)
     add(plan_study, study, several, everywhere)
     add(reproduce_study, study, several, everywhere)
-    add(gap_page, study, everywhere)
+    gap = add(gap_page, study, several, everywhere)
+    for name, text, default in (("test", "test images", 500), ("train", "training images", 200),
+                                ("valid", "validation images", 300), ("seed", "of the runs", 0),
+                                ("temperatures", "steps of the annealing", 50), ("chains", "of the annealing", 8)):
+        gap.option(name, text, default)
     add(snakefile_path)
     return parser
 
@@ -98,7 +98,8 @@ def run_model(args: argparse.Namespace) -> int:
     else:
         spec = RunSpec.from_json(json.loads(args.spec))
     result = run(spec, args.runs, args.device, not args.quiet, args.position)
-    print(*(f"{name:15} {value}" for name, value in [*result.row.items(), ("folder", result.folder)]), sep="\n")
+    for name, value in (result.row | {"folder": result.folder}).items():
+        print(f"{name:15} {value}")
     return 0
 
 
@@ -137,32 +138,44 @@ def plan_study(args: argparse.Namespace) -> int:
     return 0
 
 
-def reproduce_study(args: argparse.Namespace) -> int:
-    "Train what is missing of a study, keep its rows and write its page; a killed call continues."
-    study, store = named_study(args)
+def train_study(args: argparse.Namespace, study, store) -> int:  # exit status
+    "Train what a study lacks; what fails is printed."
     from gpvae.study.launch import describe_plan, finish, plan
-    from gpvae.study.report import check_rendering, render
-    from gpvae.study.tables import likelihoods
-    check_rendering("reproduce")
     print(describe_plan(plan(study, store, args.runs), args.jobs), flush=True)
     failures = finish(study, store, args.runs, args.jobs, args.device, not args.quiet)
-    results = study.results(store)
-    if len(results.rows):
-        page = render(study, store)
-        print(likelihoods(results).to_string(), page, sep="\n", flush=True)
-    print(*(f"gpvae reproduce: {failure}\n" for failure in failures), sep="", end="", file=sys.stderr)
+    for failure in failures:
+        print(f"gpvae {args.command}: {failure}", file=sys.stderr)
     return 2 if failures else 0
 
 
-def gap_page(args: argparse.Namespace) -> int:
-    "Measure the gaps of the finished runs of a study and write their page; a killed call continues."
+def reproduce_study(args: argparse.Namespace) -> int:
+    "Train what is missing of a study, keep its rows and write its page; a killed call continues."
     study, store = named_study(args)
-    from gpvae.study.gaps import measure
+    from gpvae.study.report import check_rendering, render
+    from gpvae.study.tables import likelihoods
+    check_rendering("reproduce")
+    status, results = train_study(args, study, store), study.results(store)
+    if len(results.rows):
+        page = render(study, store)
+        print(likelihoods(results).to_string(), page, sep="\n")
+    return status
+
+
+def gap_page(args: argparse.Namespace) -> int:
+    "Measure the gaps of one run of each method, trained where it is missing, and write their page."
+    study, store = named_study(args)
+    from gpvae.evaluation.ais import AISConfig
+    from gpvae.study.gaps import GapSettings, measure
     from gpvae.study.report import check_rendering, render
     from gpvae.study.tables import gaps
     check_rendering("gap")
-    measure(study, store, args.runs, args.device, not args.quiet)
-    print(gaps(study.results(store)).to_string(), render(study, store, template="gap"), sep="\n", flush=True)
+    settings = GapSettings(AISConfig(args.temperatures, args.chains, start="best"))
+    counts = {split: getattr(args, split) for split in ("test", "train", "valid")}
+    if train_study(args, study.of_seed(args.seed), store):
+        return 2
+    measure(study, store, args.runs, counts, settings, args.seed, args.device, not args.quiet)
+    page = render(study, store, template="gap")
+    print(gaps(study.results(store)).to_string(), page, sep="\n")
     return 0
 
 

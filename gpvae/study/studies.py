@@ -52,6 +52,12 @@ class Study:
         except (KeyError, TypeError, AttributeError) as e:
             raise InputError(f"{path} is no study: {e}") from e
 
+    def of_seed(self, seed: int) -> "Study":
+        "The runs of one seed; `InputError` where there are none."
+        pairs = [pair for pair in zip(self.specs, self.lines) if pair[0].seed == seed]
+        require(len(pairs) > 0, f"seed is {seed}: {self.name} has no run of this seed")
+        return replace(self, specs=tuple(spec for spec, _ in pairs), lines=tuple(line for _, line in pairs))
+
     def results(self, store: Store) -> "Results":
         "What is finished, of the latest protocol, in the order of the specifications."
         wanted = pd.DataFrame({"spec": [s.text() for s in self.specs], "line": self.lines,
