@@ -1,0 +1,180 @@
+"""Pages: a template notebook and a study become a notebook with results and an HTML page that needs no network.
+
+Templates use `section`, `table` and `note`: what has no content leaves nothing on the page, its heading neither."""
+import html
+import importlib.util
+import os
+import re
+import warnings
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML, Markdown, display
+
+import gpvae
+from gpvae.checks import InputError, require
+from gpvae.files import open_folder, write_atomically
+from gpvae.study.store import Store
+from gpvae.study.studies import Study
+
+TEMPLATES = Path(gpvae.__file__).absolute().parents[1] / "nbs"
+CSS = """
+body { margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #1c2733; background: var(--page, #fff); }
+main { max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+h1, h2 { line-height: 1.25; } h2 { margin-top: 2.4rem; } h1 a, h2 a { display: none; }
+blockquote { margin: 1rem 0; padding: 0.1rem 1rem; border-left: 4px solid #4c72b0; background: #f4f6f9; }
+table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse; }
+th, td { padding: 0.3rem 0.65rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d9dee5; }
+main table.words th, main table.words td { white-space: normal; } figcaption { font-size: 0.85rem; }
+table.dataframe td, table.dataframe th { white-space: nowrap; font-variant-numeric: tabular-nums; }
+main table th:first-child { position: sticky; left: 0; background: #fff; font-weight: 600; }
+details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; }
+"""
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{css}</style></head>
+<body><main>
+{body}
+</main></body></html>
+"""
+
+
+def section(prose: str,       # Markdown, its heading first
+            *contents: object  # what is displayed below it; None: nothing
+            ) -> None:
+    "Show prose and contents; nothing where no content is there."
+    shown = [content for content in contents if content is not None]
+    if shown:
+        display(Markdown(prose), *shown)
+
+
+def table(frame: pd.DataFrame,
+          words: bool = False,      # are its cells sentences, which may break?
+          folded: str | None = None  # a summary, behind which the table is folded
+          ) -> HTML | None:         # None for an empty table
+    "A table as one block with one header line; `**text**` is bold."
+    if not len(frame):
+        return None
+    header = [frame.index.name or "", *frame.columns]
+    lines = ["<tr>" + "".join(f"<th>{html.escape(str(name))}</th>" for name in header) + "</tr>"]
+    for label, cells in zip(frame.index, frame.to_numpy(object)):
+        cells = "".join(f"<td>{cell_html(cell)}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{cell_html(label)}</th>{cells}</tr>')
+    look = "words" if words else "dataframe"
+    text = f'<table class="{look}"><thead>{lines[0]}</thead>\n<tbody>' + "\n".join(lines[1:]) + "</tbody></table>"
+    if folded:
+        text = f"<details><summary>{html.escape(folded)}</summary>\n{text}\n</details>"
+    return HTML(text)
+
+
+def cell_html(value: object) -> str:
+    "A cell of a table as HTML."
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(str(value)))
+
+
+def note(text: str) -> Markdown | None:
+    "A block quote; None for no text."
+    return Markdown(f"> {text}") if text else None
+
+
+def check_rendering(template: str = "reproduce") -> None:
+    "Raise `InputError` where a page could not be rendered: to be called before anything is trained."
+    for name in ("papermill", "nbconvert", "ipykernel"):
+        require(importlib.util.find_spec(name) is not None,
+                f"{name} is not installed: pip install 'gpvae[dev]' brings what rendering needs")
+    path = TEMPLATES / f"{template}.ipynb"
+    require(path.exists(), f"the template {path} is missing: pages are rendered from a clone of the repository")
+
+
+def page_name(study: Study, template: str = "reproduce") -> str:
+    "The file of a page, without its suffix."
+    require(re.fullmatch(r"\w[\w.+ -]*", study.name) is not None,
+            f"study {study.name!r} cannot be the name of a file: use letters, digits, _, - and .")
+    return study.name if template == "reproduce" else f"{template}_{study.name}"
+
+
+def render(study: Study, store: Store,
+           out: Path | None = None,     # folder of the page; None: that of the store
+           template: str = "reproduce"  # its name
+           ) -> Path:                   # the HTML page; its notebook lies beside it
+    "Execute a template on what a store holds of a study: the same rows give the same page."
+    check_rendering(template)
+    import nbformat
+    import papermill
+    out, name = Path(out or store.folder).absolute(), page_name(study, template)
+    open_folder(out, "pass another one by --out")
+    write_atomically(out / f"{study.name}.json", study.write)
+    values = {"study": f"{study.name}.json"}
+    if out != store.folder:
+        values["results"] = os.path.relpath(store.folder, out)
+    before = {key: os.environ.get(key) for key in ("PYTHONPATH", "PYTHONSAFEPATH", "PYDEVD_DISABLE_FILE_VALIDATION")}
+    path = os.pathsep.join(filter(None, [str(TEMPLATES.parent), before["PYTHONPATH"]]))
+    os.environ |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            notebook = papermill.execute_notebook(
+                str(TEMPLATES / f"{template}.ipynb"), None, values, kernel_name="python3", cwd=str(out),
+                progress_bar=False, log_output=False, extra_arguments=["--InteractiveShellApp.ignore_cwd=True"])
+    except papermill.PapermillExecutionError as e:
+        if e.ename != "InputError":
+            raise
+        raise InputError(e.evalue) from e
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+    clean(notebook, study.title, out)
+    text = nbformat.writes(notebook) + "\n"
+    write_atomically(out / f"{name}.ipynb", lambda draft: draft.write_text(text, encoding="utf-8"))
+    page = to_html(notebook, study.title)
+    write_atomically(out / f"{name}.html", lambda draft: draft.write_text(page, encoding="utf-8"))
+    return out / f"{name}.html"
+
+
+def clean(notebook, title: str, out: Path) -> None:  # of nbformat, changed in place
+    "Give a page its title, and take from it what changes at every execution and links to pages that are not there."
+    heading = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+    heading.source = re.sub(r"\A# .*", lambda match: f"# {title}", heading.source)
+    notebook.metadata = {k: v for k, v in notebook.metadata.items() if k == "kernelspec"}
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            cell.id, cell.source = "injected", "#| echo: false\n" + cell.source
+            cell.metadata = {"tags": [*tags, "hide-input"], "jupyter": {"source_hidden": True}}
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")}
+        if cell.cell_type == "markdown":
+            cell.source = drop_dead_links(cell.source, out)
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                clean_output(output, out)
+
+
+def clean_output(output, out: Path) -> None:  # of a cell, changed in place
+    "An output without counts, metadata and dead links."
+    if "execution_count" in output:
+        output["execution_count"] = None
+    output.pop("metadata", None)
+    if output.output_type != "stream":
+        output["metadata"] = {}
+    data = output.get("data", {})
+    if "text/markdown" in data:
+        data["text/markdown"] = drop_dead_links(data["text/markdown"], out)
+
+
+def drop_dead_links(text: str, out: Path) -> str:
+    "A link to a notebook that does not exist becomes its text."
+    def keep(match):
+        return match[0] if (out / match[2].partition("#")[0]).exists() else match[1]
+    return re.sub(r"\[([^]]*)\]\(([^)\s]+\.ipynb[^)\s]*)\)", keep, text)
+
+
+def to_html(notebook, title: str) -> str:
+    "A page for the browser: prose and outputs, pictures embedded, no scripts."
+    from nbconvert import HTMLExporter
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_raw=True)
+    body, _ = exporter.from_notebook_node(notebook)
+    styles = TEMPLATES / "styles.css"
+    css = (styles.read_text(encoding="utf-8") if styles.exists() else "") + CSS
+    return PAGE.format(title=html.escape(title), css=css, body=body)
