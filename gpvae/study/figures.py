@@ -11,7 +11,7 @@ from importlib.resources import files
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, display
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -61,6 +61,13 @@ def row(panels: Iterable[str]) -> HTML | None:  # None for none
     return HTML(ROW.format("\n".join(panels))) if panels else None
 
 
+def show(panels: Iterable[str]) -> None:
+    "Display panels in a row; nothing for none."
+    shown = row(panels)
+    if shown is not None:
+        display(shown)
+
+
 def named(heading: Mapping[str, object]) -> str:  # "z = 20"
     "What a part of some results is of."
     return ", ".join(f"{k} = {v}" for k, v in heading.items())
@@ -105,7 +112,7 @@ def likelihoods(rows: pd.DataFrame, lines: Iterable[str],  # from top to bottom
     lines = [line for line in lines if rows.loc[rows["line"] == line, column].notna().any()]
     for i, line in enumerate(lines):
         values = rows.loc[rows["line"] == line, column]
-        ax.plot(values, np.full(len(values), i), "o", ms=5, alpha=.7)
+        ax.plot(values, np.full(len(values), i), "o", color="C0", ms=5, alpha=.7)
         ax.plot([values.mean()] * 2, [i - .3, i + .3], "k", lw=1.2)
     ax.set(yticks=range(len(lines)), yticklabels=lines, ylim=(len(lines) - .5, -.5))
     ax.set_xlabel(f"{label}, nats per image")
@@ -162,14 +169,16 @@ def curves_of(part: Results) -> dict[str, pd.DataFrame]:  # columns epoch, secon
 def learning_curves(curves: Mapping[str, pd.DataFrame],  # line -> columns epoch, seconds, valid_elbo
                     ax: Axes, over: str = "epoch",       # or seconds
                     after: float = 0.1                   # share of the epochs that is left out at the start
-                    ) -> None:
+                    ) -> bool:                           # is anything drawn?
     "Validation bound over epochs, or over the time of their training steps; nats per image, up is better."
     for name, curve in curves.items():
-        shown = curve[curve["epoch"] > after * len(curve)]
-        ax.plot(shown[over], shown["valid_elbo"], lw=1.2, label=name)
+        shown = curve[(curve["epoch"] > after * len(curve)) & curve[over].notna()]
+        if len(shown):
+            ax.plot(shown[over], shown["valid_elbo"], lw=1.2, label=name)
     ax.set(xlabel="epoch" if over == "epoch" else "time of the training steps, s",
            ylabel="validation ELBO, nats per image")
     legend_above(ax)
+    return bool(ax.lines)
 
 
 def over_sizes(rows: pd.DataFrame, lines: Iterable[str], ax: Axes, column: str = "iwae", label: str = "IWAE") -> None:

@@ -20,10 +20,12 @@ from gpvae.study.studies import Study
 TEMPLATES = Path(gpvae.__file__).absolute().parents[1] / "nbs"
 CSS = """
 body { margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #1c2733; background: var(--page, #fff); }
-main { max-width: 60rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+main { max-width: 75rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
+main p, blockquote { max-width: 48rem; }
 h1, h2 { line-height: 1.25; } h2 { margin-top: 2.4rem; } h1 a, h2 a { display: none; }
 blockquote { margin: 1rem 0; padding: 0.1rem 1rem; border-left: 4px solid #4c72b0; background: #f4f6f9; }
-table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse; }
+table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse;
+  margin: 1rem 0; }
 th, td { padding: 0.3rem 0.65rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d9dee5; }
 main table.words th, main table.words td { white-space: normal; } figcaption { font-size: 0.85rem; }
 table.dataframe td, table.dataframe th { white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -45,7 +47,7 @@ def section(prose: str,       # Markdown, its heading first
     "Show prose and contents; nothing where no content is there."
     shown = [content for content in contents if content is not None]
     if shown:
-        display(Markdown(prose), *shown)
+        display(*([Markdown(prose.strip())] if prose else []), *shown)
 
 
 def table(frame: pd.DataFrame,
@@ -115,7 +117,7 @@ def render(study: Study, store: Store,
             warnings.simplefilter("ignore")
             notebook = papermill.execute_notebook(
                 str(TEMPLATES / f"{template}.ipynb"), None, values, kernel_name="python3", cwd=str(out),
-                progress_bar=False, log_output=False, extra_arguments=["--InteractiveShellApp.ignore_cwd=True"])
+                progress_bar=False, log_output=False, extra_arguments=["--InteractiveShellApp.ignore_cwd=True", "--log-level=ERROR"])
     except papermill.PapermillExecutionError as e:
         if e.ename != "InputError":
             raise

@@ -61,7 +61,17 @@ def parts(results: Results) -> list[tuple[dict[str, object], Results]]:  # headi
         for _, group in part.rows.groupby("line"):
             check_comparable(group)
         check_comparable(part.rows)
-    return split if len(rows) else []
+    return [(heading, same_images(part)) for heading, part in split] if len(rows) else []
+
+
+def same_images(part: Results) -> Results:
+    "With log p(x) as the mean over the images that all runs have which were annealed."
+    if "n_log_px" not in part.rows or part.rows["n_log_px"].nunique() < 2:
+        return part
+    n = int(part.rows["n_log_px"].min())
+    values = [part.arrays[run].get("log_px") for run in part.rows["run"]]
+    means = [np.nan if v is None else v[:n].astype(float).mean() for v in values]
+    return replace(part, rows=part.rows.assign(log_px=means, n_log_px=n))
 
 
 def by_line(results: Results, row_of: Callable[[Results, str, pd.DataFrame], dict[str, object]]
@@ -100,7 +110,7 @@ def facts(results: Results) -> pd.DataFrame:
         "image set": SET_TITLES.get(first["dataset"], first["dataset"]),
         "training images": each("n_train"),
         "test images": f"{int(first['n_test']):,}",
-        "test images of log p(x)": each("n_log_px") if "n_log_px" in rows else "",
+        "test images of log p(x)": f"{rows['n_log_px'].min():,.0f}" if "n_log_px" in rows and rows["n_log_px"].any() else "",
         "likelihood": f"{first['likelihood']}, binarisation {first['binarisation']}",
         "latent dimensions": each("z_dim"),
         "seeds of a method": f"{seeds.min()} to {seeds.max()}" if seeds.nunique() > 1 else str(seeds.max()),
@@ -200,6 +210,16 @@ def costs(results: Results) -> pd.DataFrame:
         memory = rows["peak_mb"].max() if same and "peak_mb" in rows else np.nan
         return cells | {"memory": f"{memory:.0f} MB" if np.isfinite(memory) else "", "machine": ", ".join(machines)}
     return by_line(results, row_of)
+
+
+def timed(results: Results) -> Results:
+    "The runs of the reference's machine that were timed; a figure of times shows no others."
+    rows = results.rows
+    if not len(rows) or "infer_ms_batch" not in rows:
+        return replace(results, rows=rows[:0])
+    base = rows[rows["line"] == results.study.reference]
+    home = (base if len(base) else rows)["machine"].iloc[0]
+    return replace(results, rows=rows[rows["infer_ms_batch"].notna() & (rows["machine"] == home)])
 
 
 def modes(results: Results) -> pd.DataFrame:
