@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 from .checks import check_kinds, choose, require
-from .data import check_pixels, gather, to_float
+from .data import gather
+from .pixels import check_pixels, to_float
 from .dreams import SOURCES, dream, held
 from .files import read_tensors, write_tensors
 from .networks import _PRECISIONS, _with_precision

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 from torch.overrides import TorchFunctionMode
 from ..checks import check_kinds, choose, require
-from ..data import check_pixels, to_float
+from ..pixels import check_pixels, to_float
 from ..files import read_tensors, tensor_digest, write_tensors
 from .iwae import default_rows, ess, iwae
 from ..inference.gauss_newton import gauss_newton

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from .ais import AISConfig, _STARTS, ais, sandwich
 from ..checks import check_kinds, choose, require
-from ..data import check_pixels
+from ..pixels import check_pixels
 from .iwae import evaluate
 from ..train import epoch_seed
 from ..vae import VAE
