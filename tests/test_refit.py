@@ -11,7 +11,8 @@ from gpvae.study.measure import _doubt, refit_heads, refit_rows
 from gpvae.study.run import load_model, run
 from gpvae.study.spec import RunSpec
 from gpvae.study.store import Store
-from gpvae.vae import VAE, AmortizedEncoder, Encoder, _bounds
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE, Encoder, bounds
 from toys import SHAPE, LinearGaussian, Z, assert_zero, seeded
 
 def exact_model(kind=AmortizedEncoder, **options):
@@ -36,8 +37,8 @@ def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
 def test_the_bound_of_the_exact_encoder_is_the_likelihood():
     toy, model = exact_model()
     x = toy.images(2000)
-    assert_zero(_bounds(model, x.split(500)) - toy.log_px(x))
-    assert torch.equal(_bounds(model, x.split(500)), _bounds(model, x.split(500)))
+    assert_zero(bounds(model, x.split(500)) - toy.log_px(x))
+    assert torch.equal(bounds(model, x.split(500)), bounds(model, x.split(500)))
 
 @pytest.mark.parametrize("part", ["biases", "heads"])
 @pytest.mark.parametrize("kind, options", [(AmortizedEncoder, {}), (GPEncoder, {"covariance": "none", "features": "raw"})])
@@ -46,7 +47,7 @@ def test_refitted_heads_are_the_best(part, kind, options):
     x, model = toy.images(2000), moved(exact_model(kind, **options)[1], part)
     before = state(model)
     after = refit_heads(model, x, part, epochs=20, lr=0.03)
-    lost = lambda m: (_bounds(best, x.split(500), 50) - _bounds(m, x.split(500), 50)).mean()
+    lost = lambda m: (bounds(best, x.split(500), 50) - bounds(m, x.split(500), 50)).mean()
     assert lost(model) > 0.1 and abs(lost(after)) < 0.02 * lost(model)
     for name, value in state(model).items(): assert torch.equal(value, before[name]), f"the model that was handed in has another {name}"
     heads = {"biases": {f"encoder.{h}.bias" for h in "bc"}, "heads": {f"encoder.{h}.{p}" for h in "bc" for p in ("weight", "bias")}}[part]
@@ -78,7 +79,7 @@ def test_doubt_is_what_a_draw_costs_near_the_best_gaussian():
     cost = (0.5 * (r.f_var / torch.exp(2 * log_sigma)).sum(1) + r.g_var.sum(1)).mean().item()
     assert 0.01 < cost == pytest.approx(_doubt(model, x), rel=0.1)
     encoder.mode = "mean"
-    at_mean = _bounds(model, x.split(500), 40)
+    at_mean = bounds(model, x.split(500), 40)
     encoder.train(); torch.manual_seed(0)
     with torch.no_grad(): drawn = torch.stack([model.elbo(x, 40, seeded(i)) for i in range(40)]).mean(0)
     assert (at_mean - drawn).mean().item() == pytest.approx(cost, rel=0.15)

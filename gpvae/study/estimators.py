@@ -31,7 +31,8 @@ from .commands import _guarded
 from .run import COLUMNS, is_finished, load_model, run_images
 from .spec import RunSpec, settings_text
 from .store import Store, select
-from ..vae import VAE, AmortizedEncoder, evaluating
+from ..encoders.amortized import AmortizedEncoder
+from ..vae import VAE, evaluating
 
 # %% ../../nbs/92_estimators.ipynb #1751901f
 _WIDTHS = (1., 1.4, 2., 3.)     # factors on the variances that validation images choose from
@@ -75,7 +76,7 @@ class _Pythae:
     temperatures: int = 0
 
     def __call__(self, model: VAE, x: Tensor, binarisation: str = "static", seed: int = 0) -> Tensor: # nats
-        theirs = _pythae_model(_Parts(model), tuple(x.shape[1:]), model.first_weight.shape[1])
+        theirs = _pythae_model(_Parts(model), tuple(x.shape[1:]), model.z_dim)
         with evaluating(model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             found = [theirs.get_nll(image[None], self.samples) for image in to_float(x, binarisation)]

@@ -48,7 +48,7 @@ def samples(model: VAE,
             seed: int = 0
            ) -> None:
     "Means of images drawn from the model's prior."
-    weight = model.first_weight
+    weight = model.new_latents(1, model.z_dim)
     z = torch.randn(1, n, weight.shape[1], generator=torch.Generator().manual_seed(seed)).to(weight.device)
     image_grid(model.likelihood.mean(model.decoder(z))[0].reshape(n, *x_shape), ax, columns)
 

@@ -31,7 +31,7 @@ from .run import load_model, run_images
 from .spec import settings_text
 from ..evaluation.timing import milliseconds, posterior_ms
 from ..evaluation.scores import SHIFTS, leverage, scores
-from ..vae import VAE, _bounds, evaluating
+from ..vae import VAE, bounds, evaluating
 
 # %% ../../nbs/82_measure.ipynb #37703d46
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def refit_rows(folder: Path,     # of a finished run
     for part, name, fitted, judged in cases:
         judged = judged[:n]
         refitted = refit_heads(model, fitted, part, epochs)
-        before, after = (_bounds(m, judged.split(500)) for m in (model, refitted))
+        before, after = (bounds(m, judged.split(500)) for m in (model, refitted))
         won = after - before
         error = won.std() / len(won)**0.5
         found = {"before": before.mean().item(), "won": won.mean().item(), "error": error.item()}

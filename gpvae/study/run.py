@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..encoders.mixture import separation
 from ..checks import require
 from ..data import ImageSet, Splits, prepare_splits, to_float
-from ..dreams import held
+from ..vae import frozen
 from ..files import commit, device_name, locked, open_folder, peak_mb, pick_device
 from ..files import read_json, read_tensors, reading, write_json, write_tensors
 from ..encoders.gp import GPEncoder
@@ -377,7 +377,7 @@ def time_run(folder: Path,             # of a finished run
     times = {"infer_ms_batch": posterior_ms(model, x, repeats),
              "infer_ms_one": posterior_ms(model, x[:1], repeats)}
     constant = () if parent_of(spec) is None else (model.decoder, model.likelihood)
-    with held(*constant):
+    with frozen(*constant):
         times["step_ms"] = step_ms(model, x, repeats, train_config(spec))
     named = {"spec": folder.absolute().name, "device": here}
     with locked(folder, wait=60): write_json(folder / "timing.json", times | named)

@@ -30,10 +30,11 @@ from ..dreams import SOURCES
 from ..files import sha256
 from ..encoders.gp import GPEncoder
 from ..likelihoods import LIKELIHOODS
-from ..networks import _PRECISIONS, ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
+from ..networks import PRECISIONS, ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
 from .defaults import RUN
 from ..train import TrainConfig
-from ..vae import VAE, AmortizedEncoder
+from ..encoders.amortized import AmortizedEncoder
+from ..vae import VAE
 
 # %% ../../nbs/80_spec.ipynb #abdeda19
 class Method(NamedTuple):
@@ -156,7 +157,7 @@ class Settings:
     dreams: float = _setting(0., 0, 0.99)               # share of drawn images in the encoder's batch
     dream_source: str = _setting("both", names=SOURCES) # where their latents come from
     dream_start: float = _setting(0, 0)                 # epochs before the first of them
-    precision: str = _setting("float32", names=_PRECISIONS) # of the networks' products in training
+    precision: str = _setting("float32", names=PRECISIONS) # of the networks' products in training
     decoder: str = _setting("")                         # whose trained decoder is held, see `parent_of`
     start: str = _setting("trained", names=("trained", "new")) # its encoder goes on, or a new one begins
     checkpoint_seconds: float = _setting(5., 0)         # at least so long between two checkpoints

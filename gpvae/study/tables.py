@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['paired', 'seed_difference', 'likelihood_table', 'line_table', 'difference_table', 'modes_table', 'markdown_table',
-           'times_the_vae', 'method_box']
+           'times_the_vae', 'bounds', 'method_box']
 
 # %% ../../nbs/85_tables.ipynb #45eee936
 from collections.abc import Iterable, Mapping
@@ -187,7 +187,7 @@ def _cost(method: str, store: Store) -> str:
     if method == "vae" or ratio is None: return ""
     return f"**Cost.** A posterior takes {ratio:.1f} × the VAE's time ([benchmarks](90_benchmarks.ipynb))."
 
-def _bounds(rows: pd.DataFrame) -> str:
+def bounds(rows: pd.DataFrame) -> str:
     return f"ELBO {spread(rows['elbo'])}, IWAE-{rows['iwae_k'].iloc[0]} {spread(rows['iwae'])}"
 
 def _measured(method: str, store: Store) -> str:
@@ -196,9 +196,9 @@ def _measured(method: str, store: Store) -> str:
     if not len(own): return "**Measured.** Not on static MNIST yet."
     check_alike(rows)
     seeds = f"mean ± standard deviation over {len(own)} seeds" if len(own) > 1 else "one seed"
-    beside = f" The VAE has {_bounds(vae)}." if method != "vae" and len(vae) else ""
+    beside = f" The VAE has {bounds(vae)}." if method != "vae" and len(vae) else ""
     setting = f"static MNIST, {own['n_train'].iloc[0]:,} training images, nats per image, {seeds}"
-    return f"**Measured** on {setting}: {_bounds(own)}.{beside} [The table](results/static_mnist.ipynb)"
+    return f"**Measured** on {setting}: {bounds(own)}.{beside} [The table](results/static_mnist.ipynb)"
 
 # %% ../../nbs/85_tables.ipynb #342ceb2c
 def method_box(method: str,             # one of METHODS
