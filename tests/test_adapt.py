@@ -24,7 +24,8 @@ from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian
 from gpvae.train import TrainConfig, train
 from gpvae.evaluation.scores import scores
-from gpvae.vae import VAE, AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE
 from toys import SHAPE as TOY_SHAPE
 from toys import Z as TOY_Z
 from toys import LinearGaussian, assert_zero, perturb, seeded

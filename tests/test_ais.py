@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.evaluation.ais import AISConfig, Bridge, _step_at, _adapt, ais, anneal, _forward, _reverse, fingerprint, frozen, leapfrog, sandwich, simulate, state_at, transition
+from gpvae.evaluation.ais import AISConfig, Bridge, _step_at, _adapt, ais, anneal, _forward, _reverse, annealing_mode, fingerprint, leapfrog, sandwich, simulate, state_at, transition
 from gpvae.checks import InputError
 from gpvae.data import load, prepare_splits
 from gpvae.evaluation.iwae import estimate_batch
@@ -20,7 +20,8 @@ from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
 from gpvae.study.spec import METHODS
 from gpvae.train import TrainConfig, train
-from gpvae.vae import VAE, AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE
 from toys import F64, SHAPE, Z, Call, LinearGaussian, assert_zero, bernoulli_model, binary_images, perturb, seeded
 from test_contract import build
 
@@ -280,8 +281,8 @@ def test_the_model_is_left_as_it_was():
     lg.decoder.bias.requires_grad_(False)
     state = lambda: ([part.training for part in model.modules()], [p.requires_grad for p in model.parameters()])
     before, inside = state(), []
-    with frozen(model): inside.append(state())
-    with pytest.raises(Stop), frozen(model): raise Stop
+    with annealing_mode(model): inside.append(state())
+    with pytest.raises(Stop), annealing_mode(model): raise Stop
     assert state() == before and not any(map(any, inside[0]))
 
 # --- a start that is known, and pixels ------------------------------------------------------------------------------------------

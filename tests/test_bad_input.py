@@ -14,7 +14,8 @@ from gpvae.networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
 from gpvae.study.commands import gap_command, reproduce_command, run_command
 from gpvae.study.run import run, run_folder
 from gpvae.study.spec import RunSpec
-from gpvae.vae import VAE, AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE
 
 TINY = ("--set", "epochs=2", "--set", "hidden=(8,8)", "--set", "n_test=20", "--set", "k=2", "--n_train", "100", "--device", "cpu")
 SETTINGS = (("epochs", 2), ("hidden", (8, 8)), ("n_test", 20), ("k", 2))

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from gpvae import data as gd
+from gpvae import sources
 from gpvae.checks import InputError
-from gpvae.data import (CHOICES, binarise_fixed, check_binarisation, check_pixels, gather, load, pixel_checksum, prepare_splits,
-                        split_seed, to_float)
+from gpvae.data import check_binarisation, gather, load, prepare_splits
+from gpvae.pixels import binarise_fixed, check_pixels, is_binary, pixel_checksum, split_seed, to_float
+from gpvae.sources import CHOICES
 
 RNG = np.random.default_rng(0)
 
@@ -49,7 +51,7 @@ def test_digits(tmp_path):
     assert data.x_shape == (1, 8, 8) and data.choice == CHOICES["digits"]
     assert [len(x) for x in (data.x_train, data.x_valid, data.x_test)] == [1300, 200, 297]
     assert data.x_train.dtype == torch.uint8 and data.x_train.max() == 255 and data.y_test.dtype == torch.int64
-    whole = gd._get_digits(tmp_path)
+    whole = sources.fetch_digits(tmp_path)
     assert images(data.x_train, data.x_valid) == images(whole["x_train"].transpose(0, 3, 1, 2))
     assert len(set(data.y_test.tolist())) == 10
 
@@ -73,7 +75,7 @@ def test_checksum_is_of_the_pixels(tmp_path):
 def test_second_start_reads_no_source_and_prepares_nothing(tmp_path, monkeypatch):
     save(tmp_path / "mnist.npz", x_train=pixels(900, 28, 28, 1), x_test=pixels(100, 28, 28, 1))
     one = load("mnist", tmp_path)
-    for name in ("_read", "_prepare", "_prepare_image"): monkeypatch.setattr(gd, name, None)
+    for name in ("read_set", "prepare_set", "prepare_image"): monkeypatch.setattr(gd, name, None)
     two = load("mnist", tmp_path)
     assert one.checksum == two.checksum and torch.equal(one.x_train, two.x_train)
 
@@ -99,6 +101,24 @@ def test_changed_file_is_prepared_again(tmp_path, small):
     one = load("small", tmp_path)
     save(small, x_train=pixels(40, 6, 5, 1), x_test=pixels(10, 6, 5, 1))
     assert load("small", tmp_path).checksum != one.checksum
+
+
+def test_a_file_replaced_at_the_same_size_and_time_is_prepared_again(tmp_path):
+    other = lambda: save(tmp_path / "same.npz", x_train=pixels(40, 6, 5, 1), x_test=pixels(10, 6, 5, 1))
+    before = os.stat(other())
+    one = load("same", tmp_path)
+    os.utime(other(), ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = os.stat(tmp_path / "same.npz")
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    assert load("same", tmp_path).checksum != one.checksum
+
+
+def test_a_moved_file_is_not_prepared_again(tmp_path, small):
+    one = load(small, tmp_path)
+    elsewhere = small.rename(tmp_path / "elsewhere.npz").rename(tmp_path / "small.npz")
+    os.utime(elsewhere)
+    assert load(small, tmp_path).checksum == one.checksum
+    assert len(list((tmp_path / "prepared").iterdir())) == 1
 
 
 def test_changed_row_is_prepared_again(tmp_path, monkeypatch):
@@ -172,7 +192,7 @@ def test_nested_subsets(tmp_path):
 def test_labels_follow_their_images(tmp_path, small):
     data = load("small", tmp_path)
     with np.load(small) as z: source = {s: (z[f"x_{s}"].transpose(0, 3, 1, 2), z[f"y_{s}"]) for s in ("train", "test")}
-    for s in gd.SPLITS:
+    for s in sources.SPLITS:
         x, y = source["test" if s == "test" else "train"]
         for a, label in zip(getattr(data, f"x_{s}"), getattr(data, f"y_{s}")): assert np.array_equal(a, x[y == int(label)][0])
     assert sorted(data.y_test.tolist()) == list(range(10))
@@ -233,9 +253,19 @@ def test_an_own_file_under_a_known_name_is_not_the_known_set(tmp_path):
     assert len(mine.x_test) == 3 and len(known.x_test) == 297
 
 
+@pytest.mark.parametrize("name, shape", [("omniglot", (105, 105, 1)), ("mnist", (14, 14, 1)), ("celeba", (109, 89, 3)), ("cifar10", (16, 20, 1))])
+def test_an_own_file_by_its_path_is_taken_as_it_is(tmp_path, name, shape):
+    "Not inverted, not resampled, not cropped, whatever set of the table has its name."
+    own = save(tmp_path / f"{name}.npz", x_train=pixels(12, *shape), x_test=pixels(5, *shape))
+    data = load(own, tmp_path / "root")
+    with np.load(own) as z: x = z["x_test"].transpose(0, 3, 1, 2)
+    assert data.x_shape == x.shape[1:] and images(data.x_test) == images(x)
+    assert data.choice.likelihood == ("gaussian" if shape[-1] == 3 else "bernoulli")
+
+
 def test_root_defaults_to_the_users_cache(monkeypatch):
     monkeypatch.delenv("GPVAE_DATA", raising=False)
-    assert gd.data_root().parts[-2:] == ("gpvae", "data")
+    assert sources.data_root().parts[-2:] == ("gpvae", "data")
 
 
 def test_npz_takes_precedence(tmp_path, monkeypatch):
@@ -277,7 +307,7 @@ def test_picture_files(tmp_path, monkeypatch):
     "A source that hands over files gives the same set as the same pixels in an array."
     x = pixels(12, 109, 89, 3)
     for i, a in enumerate(x): Image.fromarray(a).save(tmp_path / f"{i:02}.png")
-    files = gd._Pictures(sorted(tmp_path.glob("*.png")), "RGB")
+    files = sources.Pictures(sorted(tmp_path.glob("*.png")), "RGB")
     assert files.shape == x.shape and np.array_equal(files[3], x[3]) and len(files[10:]) == 2
     monkeypatch.setitem(CHOICES, "celeba", replace(CHOICES["celeba"], source=lambda root: dict(x_train=files[:10], x_test=files[10:])))
     from_files = load("celeba", tmp_path / "a").checksum
@@ -315,6 +345,9 @@ GREY = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     (torch.full((1, 1, 4, 4), torch.inf), "floats", "not all between 0 and 1"),
     (GREY // 255, "static", "multiply the images by 255"),
     (GREY // 255, "none", "multiply the images by 255"),
+    (GREY // 16, "none", "run to 15, not to 255: scale the images"),
+    (torch.cat([GREY / 255, GREY.float()]), "floats", "divide grey levels by 255"),
+    (torch.cat([GREY / 255, GREY / 255 - torch.nan]), "floats", "look for NaN"),
 ])
 def test_pixels_that_would_be_silently_wrong(x, binarisation, match):
     with pytest.raises(InputError, match=match) as e: check_pixels(x, binarisation)
@@ -348,7 +381,7 @@ def test_fixed_draw(tmp_path):
     assert drawn.dtype == torch.uint8 and set(drawn.unique().tolist()) == {0, 255}
     assert torch.equal(binarise_fixed(x[:77], split_seed("train")), drawn[:77])  # nested: 1300 images are more than one chunk
     assert torch.equal(binarise_fixed(x[:1077], split_seed("train")), drawn[:1077])
-    assert len({split_seed(s) for s in gd.SPLITS}) == 3 and not torch.equal(binarise_fixed(x, split_seed("valid")), drawn)
+    assert len({split_seed(s) for s in sources.SPLITS}) == 3 and not torch.equal(binarise_fixed(x, split_seed("valid")), drawn)
     assert pixel_checksum([drawn])[:12] == "493201596c89"  # part of every result obtained under `fixed`
 
 
@@ -357,7 +390,7 @@ def test_splits(tmp_path):
     fixed, new, grey = (prepare_splits(data, b) for b in ("fixed", "stochastic", "none"))
     assert (fixed.train_binarisation, new.train_binarisation, grey.train_binarisation) == ("static", "stochastic", "none")
     assert (fixed.eval_binarisation, new.eval_binarisation, grey.eval_binarisation) == ("static", "static", "none")
-    assert torch.equal(fixed.test, new.test) and torch.equal(fixed.valid, new.valid) and gd._is_binary(new.test)
+    assert torch.equal(fixed.test, new.test) and torch.equal(fixed.valid, new.valid) and is_binary(new.test)
     assert torch.equal(new.train, data.x_train) and torch.equal(grey.test, data.x_test)
 
 
@@ -416,6 +449,13 @@ GOOD = dict(x_train=pixels(20, 4, 4, 1), x_test=pixels(5, 4, 4, 1))
     (dict(x_train=pixels(20, 1, 4, 4), x_test=pixels(5, 1, 4, 4)), "4 channels"),
     (dict(x_train=pixels(20, 0, 4, 1), x_test=pixels(5, 0, 4, 1)), "without pixels"),
     (dict(x_train=pixels(20, 4, 4, 1) % 2, x_test=pixels(5, 4, 4, 1) % 2), "run to 1, not to 255: multiply the images by 255"),
+    (dict(x_test=pixels(5, 4, 4, 1) % 2), "x_test of .* run to 1, not to 255: multiply the images by 255"),
+    (dict(x_valid=pixels(5, 4, 4, 1) % 2), "x_valid of .* run to 1, not to 255"),
+    (dict(x_train=pixels(20, 4, 4, 1) % 17, x_test=pixels(5, 4, 4, 1) % 17), "run to 16, not to 255: scale the images"),
+    (dict(x_val=pixels(5, 4, 4, 1)), "'x_val' is unknown: did you mean 'x_valid'"),
+    (dict(X_valid=pixels(5, 4, 4, 1)), "'X_valid' is unknown"),
+    (dict(test=pixels(5, 4, 4, 1)), "'test' is unknown"),
+    (dict(labels_train=np.arange(20)), "'labels_train' is unknown"),
     (dict(y_train=np.arange(19)), r"y_train of .* is int64 \[19\]: labels must be 20 integers"),
     (dict(y_test=np.zeros(5)), "y_test of .* is float64"),
     (dict(y_valid=np.arange(5)), "y_valid of .*"),
@@ -453,6 +493,27 @@ def test_flipped_bits_in_npz(tmp_path):
     fails("is damaged or no .npz", "flip", tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"no archive at all", b"\x80\x04pickled", b"PK\x03\x04", bytes(1000)])
+def test_what_is_no_npz_is_said_to_be_none(tmp_path, content):
+    (tmp_path / "none.npz").write_bytes(content)
+    assert "objects" not in fails("is damaged or no .npz", "none", tmp_path)
+
+
+def test_every_broken_byte_of_an_npz_is_noticed_or_harmless(tmp_path):
+    file = tmp_path / "flip.npz"
+    np.savez(file, **GOOD)
+    whole, right = file.read_bytes(), load("flip", tmp_path).checksum
+    for at in range(0, len(whole), 23):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1:])
+        try: assert load("flip", tmp_path).checksum == right
+        except InputError as e: assert "objects" not in str(e) and "\n" not in str(e)
+
+
+def test_other_arrays_of_an_npz_are_left_alone(tmp_path):
+    save(tmp_path / "more.npz", **GOOD, ids=np.arange(3), names=np.array(["a", "b"]))
+    assert len(load("more", tmp_path).x_test) == 5
+
+
 def test_npy_named_npz(tmp_path):
     with open(tmp_path / "one.npz", "wb") as f: np.save(f, GOOD["x_train"])
     fails("is damaged or no .npz", "one", tmp_path)
@@ -478,7 +539,7 @@ REAL = dict(static_mnist=(50000, 10000, 10000), mnist=(50000, 10000, 10000), omn
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_set(name):
-    root = gd.data_root()
+    root = sources.data_root()
     if not (root / f"{name}.npz").is_file(): pytest.skip(f"{root / name}.npz is missing: set GPVAE_DATA to a folder that has it")
     data = load(name)
     n = tuple(len(x) for x in (data.x_train, data.x_valid, data.x_test))

@@ -7,13 +7,15 @@ from torch import nn
 
 from gpvae.checks import InputError
 from gpvae.data import gather
-from gpvae.dreams import SOURCES, dream, held
+from gpvae.dreams import SOURCES, sample_images
+from gpvae.vae import frozen
 from gpvae.files import locked
 from gpvae.study.commands import refit_command
 from gpvae.study.run import load_model, run, run_folder, time_run
 from gpvae.study.spec import METHODS, RunSpec, build_model, check_spec, parent_of, refit_of, spec_hash
 from gpvae.train import TrainConfig, adam, refit, train_step
-from gpvae.vae import VAE, AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE
 from toys import LinearGaussian, bernoulli_model, binary_images, gp_encoder
 from test_train import CONFIG, Recorder, fit, images, small
 
@@ -57,7 +59,7 @@ def test_gradients_of_dreams_reach_the_encoder_in_their_share(drawn):
 
 def test_a_held_decoder_makes_one_batch_of_both(drawn):
     model, x = bernoulli_model(gp_encoder()).train(), binary_images(6)
-    with held(model.decoder, model.likelihood): seen = gradients(model, x, DREAMING)
+    with frozen(model.decoder, model.likelihood): seen = gradients(model, x, DREAMING)
     torch.manual_seed(0)
     loss = model.weight_kl_per_image(100) - model.terms(torch.cat([x, drawn])).elbo(0.7).mean()
     assert set(seen) == {n for n, p in model.named_parameters() if n.startswith("encoder") and p.requires_grad}
@@ -85,7 +87,7 @@ def test_every_method_dreams(method):
     model, x = build_model(spec, (1, 4, 4)), gather(images(6), torch.arange(6), "static", None)
     before, decoder = state(model.encoder), state(model.decoder)
     config = dataclasses.replace(CONFIG, dreams=0.5)
-    with held(model.decoder, model.likelihood):
+    with frozen(model.decoder, model.likelihood):
         assert train_step(model.train(), adam(model, config), x, 1., 100, config).isfinite().all()
         assert torch.equal(state(model.decoder), decoder) and not torch.equal(state(model.encoder), before)
     assert train_step(model, adam(model, config), x, 1., 100, config).isfinite().all()
@@ -113,7 +115,7 @@ def linear(scale: float):
 def test_dreams_from_the_prior_have_the_moments_of_the_model():
     toy, model = linear(1.)
     torch.manual_seed(0)
-    x = dream(model, 40_000, toy.images(3), "prior").flatten(1)
+    x = sample_images(model, 40_000, toy.images(3), "prior").flatten(1)
     assert (x.mean(0) - toy.a).abs().max() < 0.05
     cov = toy.A @ toy.A.T + toy.s**2 * torch.eye(6)
     sizes = cov.diagonal().sqrt()
@@ -123,20 +125,20 @@ def test_dreams_from_posteriors_are_of_their_images_in_turn():
     toy, model = linear(100.)
     x = toy.images(3)
     torch.manual_seed(0)
-    off = dream(model, 7, x, "posterior").flatten(1) - 100 * x.flatten(1)[[0, 1, 2, 0, 1, 2, 0], :2] @ toy.A.T - toy.a
+    off = sample_images(model, 7, x, "posterior").flatten(1) - 100 * x.flatten(1)[[0, 1, 2, 0, 1, 2, 0], :2] @ toy.A.T - toy.a
     assert off.abs().max() < 6 * toy.s # noise of the pixels, beside means of hundreds
 
 def test_both_take_half_from_each():
     toy, model = linear(1e4)
     torch.manual_seed(0)
-    far = dream(model, 9, toy.images(3), "both").flatten(1).norm(dim=1) > 1000
+    far = sample_images(model, 9, toy.images(3), "both").flatten(1).norm(dim=1) > 1000
     assert far.tolist() == [False] * 4 + [True] * 5
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_dreaming_leaves_no_trace(source):
     model = bernoulli_model(gp_encoder()).train()
     before = state(model)
-    x = dream(model, 5, binary_images(3), source)
+    x = sample_images(model, 5, binary_images(3), source)
     assert x.shape == (5, *binary_images(3).shape[1:]) and not x.requires_grad and not x.is_inference()
     assert torch.equal(state(model), before) and all(m.training for m in model.modules())
 
@@ -151,7 +153,7 @@ def test_held_gives_back_what_it_found():
     model[0].bias.requires_grad_(False)
     model[2].eval()
     before = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
-    with pytest.raises(RuntimeError), held(model):
+    with pytest.raises(RuntimeError), frozen(model):
         assert not any(p.requires_grad for p in model.parameters()) and not any(m.training for m in model.modules())
         raise RuntimeError
     assert before == ([p.requires_grad for p in model.parameters()], [m.training for m in model.modules()])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gpvae.evaluation import likelihood as evidence
-from gpvae.evaluation.ais import _STARTS
+from gpvae.evaluation.ais import STARTS
 from gpvae.checks import InputError
 from gpvae.evaluation.likelihood import Estimator, _ladder, _reference, log_likelihood
 from gpvae.inference.best_gaussian import Climb
@@ -82,7 +82,7 @@ def test_a_step_goes_half_of_the_way_and_two_rounds_all_of_it():
     "Exactly, where the posterior is a Gaussian that the encoder has but for the mean."
     lg = Unit(orthogonal=True); x = lg.unit(20)
     model, exact = lg.model(lambda x: lg.rough(x, shift=0.8, width=1.)), lg.mean(x)
-    q, moved, found = (_STARTS[name](model, x) for name in ("posterior", "step", "newton"))
+    q, moved, found = (STARTS[name](model, x) for name in ("posterior", "step", "newton"))
     torch.testing.assert_close(moved.mu - exact, 0.5 * (q.mu - exact))
     torch.testing.assert_close((moved.log_sigma, found.mu), (q.log_sigma, exact))
     torch.testing.assert_close(Estimator("newton", 2)(model, x, "floats"), lg.log_px(x))

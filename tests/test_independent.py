@@ -9,7 +9,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 from gpvae.encoders.gp import RandomLinear
 from gpvae.evaluation.iwae import estimate_batch
 from gpvae.networks import mlp_trunk
-from gpvae.vae import AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
 from toys import F64, bernoulli_model, binary_images, perturb, seeded
 
 K = 5 # importance samples

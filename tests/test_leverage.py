@@ -15,7 +15,8 @@ from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.study.run import load_model, run
 from gpvae.study.spec import RunSpec, trained_of
 from gpvae.evaluation.scores import leverage
-from gpvae.vae import VAE, AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE
 from toys import Call, binary_images, gp_encoder, seeded
 
 SHAPE = (1, 4, 4)

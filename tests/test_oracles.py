@@ -9,7 +9,8 @@ from gpvae.encoders.gp import RandomLinear, Standardised
 from gpvae.evaluation.iwae import RunningWeights, ess, estimate_batch, evaluate, iwae
 from gpvae.likelihoods import Bernoulli, Gaussian, bits_per_dim
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, gaussian_kl, log_normal
-from gpvae.vae import VAE, AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE
 from toys import F64, SHAPE, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model, binary_images, gp_encoder, perturb, seeded
 
 def close(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol)

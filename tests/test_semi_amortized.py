@@ -14,7 +14,8 @@ from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, antithetic
 from gpvae.study.spec import METHODS, RunSpec, build_model, check_spec
 from gpvae.train import TrainConfig, train_step
-from gpvae.vae import VAE, AmortizedEncoder, LogJoint
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE, LogJoint
 from toys import F64, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model, binary_images, gp_encoder, perturb, seeded
 
 def close(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol)

@@ -10,7 +10,7 @@ from gpvae.encoders.householder import HouseholderGaussian
 from gpvae.checks import InputError
 from gpvae.files import locked
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
-from gpvae.encoders.natural_step import NaturalStep, _gradient_at_mean, stepped
+from gpvae.encoders.natural_step import NaturalStep, gradient_at_mean, stepped
 from gpvae.study.run import is_finished, load_model, run, run_folder, time_run
 from gpvae.study.spec import RunSpec, check_spec, parent_of, refit_of, trained_of
 from gpvae.vae import VAE, LogJoint, evaluating, log_weights
@@ -81,10 +81,10 @@ def test_the_gradient_is_each_images_own():
     "Of the sum over the batch: batches of one give the same."
     model, x = bernoulli_model(gp_encoder()).eval(), binary_images(5)
     q = model.posterior(x)
-    together = _gradient_at_mean(LogJoint(model, x), q)
+    together = gradient_at_mean(LogJoint(model, x), q)
     for i in range(5):
         alone = dataclasses.replace(q, mu=q.mu[i:i + 1], log_sigma=q.log_sigma[i:i + 1])
-        close(_gradient_at_mean(LogJoint(model, x[i:i + 1]), alone)[0], together[i])
+        close(gradient_at_mean(LogJoint(model, x[i:i + 1]), alone)[0], together[i])
     def log_joint(mu): return model.log_joint(x, mu[None]).sum()
     close(together, torch.autograd.functional.jacobian(log_joint, q.mu.detach()))
 

@@ -12,7 +12,8 @@ from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import gaussian_kl
 from gpvae.train import NonFinite, TrainConfig, Trainer, active_units, adam, beta, learning_rate, load_checkpoint, train, train_step, validation_bound
-from gpvae.vae import VAE, AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE
 from toys import bernoulli_model, binary_images, gp_encoder, seeded
 
 SHAPE = (1, 4, 4)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from ..checks import require
-from .gp import _UnitFactor
+from .gp import UnitFactor
 from ..posteriors import FullGaussian, Posterior, gaussian_kl, log_normal, randn
 from ..vae import Encoder
 
@@ -28,7 +28,7 @@ class FullEncoder(Encoder):
         require(0 <= rank <= z_dim, f"rank is {rank}: choose from 0 (a whole factor) to z_dim, {z_dim}")
         self.trunk, self.b, self.c = trunk, nn.Linear(h_dim, z_dim), nn.Linear(h_dim, z_dim)
         self.rank, self.z_dim = rank, z_dim
-        self.T = nn.Linear(h_dim, z_dim * rank) if rank else _UnitFactor(h_dim, z_dim)
+        self.T = nn.Linear(h_dim, z_dim * rank) if rank else UnitFactor(h_dim, z_dim)
         if not rank: return
         nn.init.zeros_(self.T.bias)
         nn.init.normal_(self.T.weight, std=0.1 / math.sqrt(h_dim * rank))

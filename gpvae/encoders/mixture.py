@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from ..checks import require
 from ..posteriors import DiagonalGaussian, GaussianMixture, log_normal
-from ..vae import AmortizedEncoder, Encoder
+from .amortized import AmortizedEncoder
+from ..vae import Encoder
 
 # %% ../../nbs/53_mixture.ipynb #1db58044
 def separation(q: GaussianMixture,

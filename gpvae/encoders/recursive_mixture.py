@@ -8,7 +8,6 @@ __all__ = ['recursive_log_pi', 'RecursiveMixtureEncoder']
 # %% ../../nbs/54_recursive_mixture.ipynb #d206d7fa
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from .mixture import component_heads, mixture
 from ..checks import require
 from ..posteriors import DiagonalGaussian, GaussianMixture
-from ..vae import VAE, ElboTerms, Encoder
+from ..vae import VAE, ElboTerms, Encoder, frozen
 
 # %% ../../nbs/54_recursive_mixture.ipynb #d87617f8
 def recursive_log_pi(logit: Float[Tensor, "M B"]      # a_1 … a_M, log odds of ε_m
@@ -25,16 +24,6 @@ def recursive_log_pi(logit: Float[Tensor, "M B"]      # a_1 … a_M, log odds of
     first = logit.new_zeros(1, logit.shape[1])
     left_by_later = F.logsigmoid(-logit).flip(0).cumsum(0).flip(0)
     return torch.cat([first, F.logsigmoid(logit)]) + torch.cat([left_by_later, first])
-
-# %% ../../nbs/54_recursive_mixture.ipynb #647d39a3
-@contextmanager
-def _held(*modules: nn.Module) -> Iterator[None]:
-    "What is computed within has no gradient in the parameters of these modules."
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for p in parameters: p.requires_grad_(False)
-    try: yield
-    finally:
-        for p in parameters: p.requires_grad_(True)
 
 # %% ../../nbs/54_recursive_mixture.ipynb #38e05bb8
 def _component_objective(encoder: "RecursiveMixtureEncoder", model: VAE, x: Tensor,
@@ -45,7 +34,7 @@ def _component_objective(encoder: "RecursiveMixtureEncoder", model: VAE, x: Tens
                         ) -> Float[Tensor, "B"]:  # nats
     "J_m of each image."
     z, log_qz_x = q.rsample_and_log_prob(n_samples)
-    with _held(model.decoder, model.likelihood):
+    with frozen(model.decoder, model.likelihood, evaluation=False):
         own = model.log_px_z(x, z).mean(0) - beta * q.kl()
     if Q is None: return own
     divergence = (log_qz_x - Q.log_prob(z)).mean(0)

@@ -7,10 +7,11 @@ __all__ = ['svi', 'SVI']
 
 # %% ../../nbs/55_svi.ipynb #7e5762ac
 from torch import Tensor
-from .semi_amortized import around
+from .semi_amortized import wrapping
 from ..inference.best_gaussian import Climb, ascended, gaussian, parameters, start_of
 from ..posteriors import Posterior
-from ..vae import AmortizedEncoder, Encoder, LogJoint, Wrapper
+from .amortized import AmortizedEncoder
+from ..vae import Encoder, LogJoint, Wrapper
 
 # %% ../../nbs/55_svi.ipynb #5fdd9d81
 class SVI(Wrapper):
@@ -35,4 +36,4 @@ class SVI(Wrapper):
         return gaussian(ascended(log_joint, parameters(start_of(q), self.how.family), self.how)[0])
 
 # %% ../../nbs/55_svi.ipynb #0a4c0760
-svi = around(SVI, AmortizedEncoder)
+svi = wrapping(SVI, AmortizedEncoder)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from .ais import AISConfig, ais
 from ..checks import check_kinds, choose, require
-from ..data import check_pixels
+from ..pixels import check_pixels
 from .iwae import evaluate
 from ..inference.best_gaussian import Climb, best_gaussians
 from ..statistics import mean_error

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from ..checks import check_kinds, require
-from ..data import check_pixels, to_float
+from ..pixels import check_pixels, to_float
 from ..posteriors import Posterior
 from ..vae import DRAWN_ROWS, VAE, default_rows, evaluating, log_weights
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .ais import AISConfig, _STARTS, ais, sandwich
+from .ais import AISConfig, STARTS, ais, sandwich
 from ..checks import check_kinds, choose, require
-from ..data import check_pixels
+from ..pixels import check_pixels
 from .iwae import evaluate
 from ..train import epoch_seed
 from ..vae import VAE
@@ -33,7 +33,7 @@ class Estimator:
     temperatures: int = 0       # of annealing; 0: importance sampling
 
     def __post_init__(self):
-        choose("proposal", self.proposal, [name for name in _STARTS if name != "prior"])
+        choose("proposal", self.proposal, [name for name in STARTS if name != "prior"])
         check_kinds(int, 1, samples=self.samples)
         check_kinds(int, 0, temperatures=self.temperatures)
 
@@ -53,7 +53,7 @@ class Estimator:
         "The estimate of every image."
         if self.temperatures:
             return ais(model, x, self.annealing(seed), binarisation, progress=progress).log_px
-        proposal = None if self.proposal == "posterior" else _STARTS[self.proposal]
+        proposal = None if self.proposal == "posterior" else STARTS[self.proposal]
         return evaluate(model, x, self.samples, binarisation, inflation=self.inflation, seed=seed,
                         progress=progress, proposal=proposal).iwae
 
@@ -88,7 +88,7 @@ def _ladder(model: VAE) -> list[Estimator]:
     found += [Estimator(q, k, w) for q in rounds + starts
               for k in (30, 100, 300, 1000, 3000) for w in (1., 1.2)]
     found += [Estimator(q, _CHAINS, temperatures=T) for q in starts for T in (10, 25, 50, 100, 200, 400)]
-    return sorted(found, key=lambda e: e.rows(model.first_weight.shape[1]))
+    return sorted(found, key=lambda e: e.rows(model.z_dim))
 
 def _tried(model: VAE, x: Tensor, binarisation: str, reference: _Reference, seed: int
           ) -> Iterator[tuple[Estimator, float]]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from ..checks import check_kinds, require
-from ..data import check_pixels, to_float
+from ..pixels import check_pixels, to_float
 from ..posteriors import DiagonalGaussian
 from ..statistics import auroc, bootstrap, spearman, text_interval
 from ..vae import VAE, evaluating

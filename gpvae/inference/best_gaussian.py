@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from ..checks import check_kinds, choose, require
-from ..data import check_pixels, to_float
+from ..pixels import check_pixels, to_float
 from ..posteriors import DiagonalGaussian, FullGaussian, Posterior, antithetic
 from ..vae import VAE, LogJoint, default_rows, evaluating, log_weights
 

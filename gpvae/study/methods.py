@@ -3,7 +3,7 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gpvae.vae import AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.encoders.full_covariance import FullEncoder
 from gpvae.encoders.gp import GPEncoder
 from gpvae.encoders.householder import HouseholderEncoder

@@ -24,8 +24,7 @@ from gpvae.posteriors import GaussianMixture
 from gpvae.study.config import (PROTOCOL, EvaluationConfig, RunConfig, RunSpec, build_model, config_from_json,
                                 config_to_json, load_images, resolve)
 from gpvae.train import load_checkpoint, refit, train, unprefixed, validation_bound
-from gpvae.dreams import held as frozen
-from gpvae.vae import VAE, evaluating
+from gpvae.vae import VAE, evaluating, frozen
 
 TIMES = ("infer_ms_batch", "infer_ms_one", "step_ms")
 WIDTHS = (1., 1.4, 2., 3., 4.5)      # factors on the proposal's variances that validation images choose from
@@ -118,7 +117,8 @@ def apply_evaluation(model: VAE, evaluation: EvaluationConfig, method: str) -> V
         random = isinstance(model.encoder, GPEncoder) and model.encoder.random
         require(random, f"variance_scale is {evaluation.variance_scale}: {method} has no random functions, "
                 "leave it at 1")
-        model = VAE(model.encoder.heated(evaluation.variance_scale), model.decoder, model.likelihood)
+        encoder = model.encoder.heated(evaluation.variance_scale)
+        model = VAE(encoder, model.decoder, model.likelihood, model.z_dim)
     if not evaluation.natural_step:
         return model
     return stepped(model, factor=evaluation.natural_step, steps=evaluation.natural_steps)
@@ -296,7 +296,7 @@ def measure_uncertainty(model: VAE, x: Tensor, binarisation: str) -> dict[str, T
 def draw_pictures(model: VAE, x: Tensor, binarisation: str) -> dict[str, Tensor]:  # uint8 [N, C, H, W]
     "Means of images drawn from the prior, and test images beside the means at one sample of their posteriors."
     generator = torch.Generator(x.device).manual_seed(0)
-    z = torch.randn(1, N_SAMPLES, model.first_weight.shape[1], generator=generator, device=x.device)
+    z = torch.randn(1, N_SAMPLES, model.z_dim, generator=generator, device=x.device)
     images = to_float(x[:N_RECONSTRUCTIONS], binarisation)
     with evaluating(model):
         means = model.likelihood.mean(model.decoder(z))[0]

@@ -37,7 +37,8 @@ from gpvae.study.spec import METHODS, RunSpec, Settings, build_model, check_spec
 from gpvae.evaluation.timing import milliseconds
 from gpvae.train import TrainConfig, train, validation_bound
 from gpvae.evaluation.scores import scores
-from gpvae.vae import VAE, AmortizedEncoder
+from gpvae.encoders.amortized import AmortizedEncoder
+from gpvae.vae import VAE
 
 NAN, INF = float("nan"), float("inf")
 SHAPE = (1, 4, 4)
