@@ -155,7 +155,7 @@ def test_the_own_package_is_imported_and_nothing_of_the_current_folder(tmp_path,
 def test_one_bar_for_the_grid_and_one_for_the_run_in_front(tmp_path, capfd):
     finish(seeds_of(VAE, 2), Store(tmp_path / "out"), tmp_path / "runs", 2, "cpu", bar=True)
     error = capfd.readouterr().err
-    assert "seeds: 100%" in error and "2/2" in error
+    assert "all runs: 100%" in error and "2/2" in error
     assert ("vae seed 0" in error) != ("vae seed 1" in error)  # two start at once, the first takes the line
 
 

@@ -151,9 +151,10 @@ def train_study(args: argparse.Namespace, study, store) -> int:  # exit status
 def reproduce_study(args: argparse.Namespace) -> int:
     "Train what is missing of a study, keep its rows and write its page; a killed call continues."
     study, store = named_study(args)
-    from gpvae.study.report import check_rendering, render
+    from gpvae.study.report import check_rendering, page_name, render
     from gpvae.study.tables import likelihoods
     check_rendering("reproduce")
+    page_name(study)  # before anything is trained
     status, results = train_study(args, study, store), study.results(store)
     if len(results.rows):
         page = render(study, store)
@@ -166,9 +167,10 @@ def gap_page(args: argparse.Namespace) -> int:
     study, store = named_study(args)
     from gpvae.evaluation.ais import AISConfig
     from gpvae.study.gaps import GapSettings, measure
-    from gpvae.study.report import check_rendering, render
+    from gpvae.study.report import check_rendering, page_name, render
     from gpvae.study.tables import gaps
     check_rendering("gap")
+    page_name(study, "gap")
     settings = GapSettings(AISConfig(args.temperatures, args.chains, start="best"))
     counts = {split: getattr(args, split) for split in ("test", "train", "valid")}
     if train_study(args, study.of_seed(args.seed), store):

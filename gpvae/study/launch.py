@@ -145,7 +145,7 @@ def finish(study: Study, store: Store,
     try:
         for id, job in todo.items():
             futures[id] = pool.submit(launcher.run, job.config, [futures[parent] for parent in job.parents])
-        with tqdm(total=len(todo), unit="run", desc=study.name, disable=not (bar and several)) as shown:
+        with tqdm(total=len(todo), unit="run", desc="all runs", disable=not (bar and several)) as shown:
             for future in as_completed(futures.values()):
                 config, failure = future.result()
                 failures += [failure] if failure else []

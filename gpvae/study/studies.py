@@ -1,5 +1,6 @@
 "Studies: which models are compared, as lists of specifications; their results are a query on the store."
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -173,7 +174,7 @@ def grid(dataset: str = "digits", methods: Sequence[str] | Mapping[str, int] | N
     changed = [likelihood or "", "z" + "-".join(map(str, z_dims)) if z_dims != [usual_z] else "",
                *(f"{k}{v}" for k, v in sorted(dict(settings).items())),
                "" if budget == ("smoke" if image_set == "digits" else "cpu") else budget]
-    name = name or "_".join(filter(None, [image_set + own, *changed]))[:80]
+    name = name or re.sub(r"[^\w.+-]+", "-", "_".join(filter(None, [image_set + own, *changed])))[:80].rstrip("-")
     title = title or f"Likelihoods on {SET_TITLES.get(image_set, image_set.replace('_', ' '))}"
     return Study(name, title, specs, **more)
 
