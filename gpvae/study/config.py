@@ -10,10 +10,11 @@ from typing import SupportsIndex, get_args, get_origin
 import torch
 
 from gpvae.checks import InputError, check_kinds, choose, require
-from gpvae.data import CHOICES, ImageSet, check_binarisation, load
+from gpvae.data import ImageSet, check_binarisation, load
 from gpvae.files import sha256
 from gpvae.likelihoods import LIKELIHOODS
-from gpvae.networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
+from gpvae.networks import ACTIVATIONS, ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
+from gpvae.sources import CHOICES
 from gpvae.study.methods import METHODS, encoder_options
 from gpvae.train import TrainConfig
 from gpvae.vae import VAE
@@ -40,11 +41,13 @@ class ModelConfig:
     network: str = "auto"                # mlp, conv, or auto: convolutional for colour
     hidden: tuple[int, ...] = (500, 500)  # widths of trunk and decoder, from the image side on
     trunk: tuple[int, ...] = ()          # widths of the trunk; (): those of `hidden`
+    activation: str = "relu"             # between the layers: relu, gelu, silu
     start: str = "trained"               # of a refit: its encoder goes on (trained), or a new one begins (new)
 
     def __post_init__(self):
         choose("network", self.network, ("auto", "mlp", "conv"))
         choose("start", self.start, ("trained", "new"))
+        choose("activation", self.activation, ACTIVATIONS)
         for name in ("hidden", "trunk"):
             require(isinstance(getattr(self, name), (tuple, list)), f"{name} must be a tuple of widths")
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -309,7 +312,7 @@ def resolve_parent(spec: RunSpec, model: ModelConfig, data: ImageSet | None) -> 
     for name in same:
         own, other = getattr(spec, name), getattr(spec.parent, name)
         require(own == other, f"{name} is {own}, the decoder's run has {other}: give both the same")
-    for name in ("hidden", "network"):
+    for name in ("hidden", "network", "activation"):
         own, other = getattr(model, name), getattr(parent.model, name)
         require(own == other, f"{name} is {own}, the decoder's run has {other}: give the refit the same, "
                 "and the width of its trunk by the setting trunk")
@@ -345,11 +348,11 @@ def build_model(config: RunConfig) -> VAE:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if convolutional:
-            trunk = conv_trunk(config.x_shape, widths[-1])
-            decoder = ConvDecoder(config.z_dim, config.x_shape, model.hidden[-1])
+            trunk = conv_trunk(config.x_shape, widths[-1], activation=model.activation)
+            decoder = ConvDecoder(config.z_dim, config.x_shape, model.hidden[-1], activation=model.activation)
         else:
-            trunk = mlp_trunk(config.x_shape, widths)
-            decoder = mlp_decoder(config.z_dim, config.x_shape, model.hidden[::-1])
+            trunk = mlp_trunk(config.x_shape, widths, model.activation)
+            decoder = mlp_decoder(config.z_dim, config.x_shape, model.hidden[::-1], model.activation)
         encoder = METHODS[config.method].encoder(trunk, widths[-1], config.z_dim, **config.options)
         return VAE(encoder, decoder, LIKELIHOODS[config.likelihood](math.prod(config.x_shape)))
 
