@@ -35,7 +35,7 @@ def gradients(model, x, config):
 def drawn(monkeypatch):
     "Dreams of one's choice instead of the model's."
     x = binary_images(18, seed=5)
-    monkeypatch.setattr("gpvae.train.dream", lambda model, n, *_: x[:n])
+    monkeypatch.setattr("gpvae.train.sample_images", lambda model, n, *_: x[:n])
     return x
 
 # --- a step ----------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def _layers_of(decoder: nn.Module    # [..., Z] -> [..., D]
     layers = list(decoder) if isinstance(decoder, nn.Sequential) else [decoder]
     odd = [type(layer).__name__ for layer in layers if not isinstance(layer, (nn.Linear, nn.ReLU))]
     require(not odd, "vlae linearises decoders of Linear and ReLU layers, and this one holds a "
-            f"{odd and odd[0]}: use network='mlp'")
+            f"{odd and odd[0]}: use network='mlp' and activation='relu'")
     return layers
 
 # %% ../../nbs/56_laplace.ipynb #8916bede
