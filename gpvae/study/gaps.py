@@ -227,9 +227,7 @@ def measure_two_sided(folder: Path, model: VAE, x: UInt8[Tensor, "N C H W"], set
 def gap_row(result: RunResult, splits: dict[str, dict[str, np.ndarray]], settings: GapSettings,
             machine: str) -> dict[str, object]:
     "One row: the run, how it was measured, its two-sided bound, IWAE by width, and the seconds it took."
-    names = ("run", "spec", "dataset", "method", "z_dim", "seed", "likelihood", "binarisation", "budget",
-             "n_train", "settings", "parent", "checksum", "protocol")
-    row = {name: result.row[name] for name in names}
+    row = {name: result.row[name] for name in ("run", "checksum", "protocol")}
     row |= {k: getattr(settings.annealing, k) for k in ("temperatures", "chains", "leapfrog_steps", "start")}
     row |= dict(samples=settings.samples, k=settings.k, machine=machine, commit=commit())
     both = splits["simulated"]["upper"] - splits["simulated"]["lower"]

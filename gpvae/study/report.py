@@ -92,7 +92,12 @@ def page_name(study: Study, template: str = "reproduce") -> str:
     "The file of a page, without its suffix."
     require(re.fullmatch(r"\w[\w.+ -]*", study.name) is not None,
             f"study {study.name!r} cannot be the name of a file: use letters, digits, _, - and .")
-    return study.name if template == "reproduce" else f"{template}_{study.name}"
+    return study.name if template in ("reproduce", study.name) else f"{template}_{study.name}"
+
+
+def page_title(study: Study, template: str = "reproduce") -> str:
+    "The title of a page."
+    return re.sub(r"\ALikelihoods\b", "Inference gaps", study.title) if template == "gap" else study.title
 
 
 def render(study: Study, store: Store,
@@ -125,12 +130,21 @@ def render(study: Study, store: Store,
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
-    clean(notebook, study.title, out)
+    clean(notebook, page_title(study, template), out)
     text = nbformat.writes(notebook) + "\n"
     write_atomically(out / f"{name}.ipynb", lambda draft: draft.write_text(text, encoding="utf-8"))
-    page = to_html(notebook, study.title)
+    page = to_html(notebook, page_title(study, template))
     write_atomically(out / f"{name}.html", lambda draft: draft.write_text(page, encoding="utf-8"))
     return out / f"{name}.html"
+
+
+def page_title(study: Study, notebook, template: str) -> str:  # a notebook of nbformat
+    "The title of a study, which begins with the words of the template where that is about something else."
+    if template == "reproduce":
+        return study.title
+    heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").partition("\n")[0][2:]
+    about = study.title.partition("Likelihoods ")[2]
+    return f"{heading} {about}" if about else f"{heading}: {study.title}"
 
 
 def clean(notebook, title: str, out: Path) -> None:  # of nbformat, changed in place
