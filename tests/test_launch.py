@@ -102,6 +102,7 @@ def test_a_row_in_the_store_needs_no_run_folder(made, tmp_path, monkeypatch):
     study = study_of(vae=VAE, stepped=STEPPED)
     assert finish(study, store, tmp_path / "empty", 2, "cpu", bar=False) == []
     assert describe_plan(plan(study, store, tmp_path / "empty")) == "2 finished, none missing"
+    assert len(missing(study, store, tmp_path / "empty", folders=True)) == 3  # for what needs the models
 
 
 def test_a_finished_run_is_kept_by_another_store(made, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def make_parser() -> Parser:
     run.option("likelihood", likelihood)
     run.option("binarisation", "static, fixed, stochastic or none (default: the image set's)")
     run.option("set", "change a setting of the budget or an option of the method; may be repeated", [], **settings)
-    run.option("spec", "a specification as JSON, instead of the options down to --set")
+    run.option("spec", "a specification as JSON, instead of the options down to --set", type=json_object)
     run.option("position", "line of the terminal for the progress bar", 0)
     run.add_argument("--attached", action="store_true",
                      help="end when standard input is closed; errors go to standard output")
@@ -85,6 +85,14 @@ def make_parser() -> Parser:
     return parser
 
 
+def json_object(text: str) -> dict:
+    "A JSON object; `ValueError` for anything else."
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(text)
+    return value
+
+
 def run_model(args: argparse.Namespace) -> int:
     "Train, judge and record one model; a finished run is opened, a killed one continues."
     if args.attached:
@@ -96,7 +104,7 @@ def run_model(args: argparse.Namespace) -> int:
         spec = RunSpec(args.dataset, args.method, args.z_dim, args.seed, args.budget, args.likelihood,
                        args.binarisation, settings)
     else:
-        spec = RunSpec.from_json(json.loads(args.spec))
+        spec = RunSpec.from_json(args.spec)
     result = run(spec, args.runs, args.device, not args.quiet, args.position)
     for name, value in (result.row | {"folder": result.folder}).items():
         print(f"{name:15} {value}")
@@ -138,11 +146,13 @@ def plan_study(args: argparse.Namespace) -> int:
     return 0
 
 
-def train_study(args: argparse.Namespace, study, store) -> int:  # exit status
+def train_study(args: argparse.Namespace, study, store, folders: bool = False  # as for `launch.missing`
+                ) -> int:                                                      # exit status
     "Train what a study lacks; what fails is printed."
-    from gpvae.study.launch import describe_plan, finish, plan
-    print(describe_plan(plan(study, store, args.runs), args.jobs), flush=True)
-    failures = finish(study, store, args.runs, args.jobs, args.device, not args.quiet)
+    from gpvae.study.launch import check_start, describe_plan, finish, plan
+    check_start(store, args.jobs, args.device)
+    print(describe_plan(plan(study, store, args.runs, folders), args.jobs), flush=True)
+    failures = finish(study, store, args.runs, args.jobs, args.device, not args.quiet, folders)
     for failure in failures:
         print(f"gpvae {args.command}: {failure}", file=sys.stderr)
     return 2 if failures else 0
@@ -166,14 +176,15 @@ def gap_page(args: argparse.Namespace) -> int:
     "Measure the gaps of one run of each method, trained where it is missing, and write their page."
     study, store = named_study(args)
     from gpvae.evaluation.ais import AISConfig
-    from gpvae.study.gaps import GapSettings, measure
+    from gpvae.study.gaps import GapSettings, check_counts, measure
     from gpvae.study.report import check_rendering, page_name, render
     from gpvae.study.tables import gaps
     check_rendering("gap")
     page_name(study, "gap")
     settings = GapSettings(AISConfig(args.temperatures, args.chains, start="best"))
     counts = {split: getattr(args, split) for split in ("test", "train", "valid")}
-    if train_study(args, study.of_seed(args.seed), store):
+    check_counts(counts)
+    if train_study(args, study.of_seed(args.seed), store, folders=True):
         return 2
     measure(study, store, args.runs, counts, settings, args.seed, args.device, not args.quiet)
     page = render(study, store, template="gap")

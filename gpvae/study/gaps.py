@@ -71,19 +71,22 @@ def measure(study: Study,
             bar: bool = True                     # show progress
             ) -> None:
     "Measure the finished runs of one seed, and keep each as it is done; `InputError` where a run is missing."
-    for split, n in counts.items():
-        require(n >= 2, f"{split} is {n}: an error over images needs at least two")
-    require(set(counts) == set(COUNTS), f"counts is {dict(counts)}: name {', '.join(COUNTS)}")
+    check_counts(counts)
     runs, chosen = runs_root(runs), pick_device(device)
     require(runs.is_dir(), f"{runs} is not a folder: set GPVAE_RUNS, or pass the folder of the finished runs")
-    pairs = [(line, spec) for line, spec in zip(study.lines, study.specs) if spec.seed == seed]
-    require(len(pairs) > 0, f"seed is {seed}: {study.name} has no run of this seed")
-    results = open_finished([spec for _, spec in pairs], runs)
-    for (line, spec), result in zip(pairs, results):
+    study = study.of_seed(seed)
+    for line, spec, result in zip(study.lines, study.specs, open_finished(list(study.specs), runs)):
         with tqdm(unit="img", desc=f"{line} z={spec.z_dim} seed {seed}: gaps", disable=not bar) as progress:
             splits = measure_run(result, counts, settings, chosen, progress)
         pixels = easiest_and_hardest(result.config, splits["test"], line == study.reference)
         store.keep_gaps(gap_row(result, splits, settings, device_name(chosen)), pack_gaps(splits) | pixels)
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    "Raise `InputError` for numbers of images that cannot be."
+    require(set(counts) == set(COUNTS), f"counts is {dict(counts)}: name {', '.join(COUNTS)}")
+    for split, n in counts.items():
+        require(n >= 2, f"{split} is {n}: an error over images needs at least two")
 
 
 def open_finished(specs: list[RunSpec], runs: Path) -> list[RunResult]:

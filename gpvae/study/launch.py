@@ -61,11 +61,12 @@ def parent_of(config: RunConfig) -> RunConfig | None:
     return config.parent if trained.id == config.id else trained
 
 
-def missing(study: Study, store: Store, runs: Path  # folder of all runs
+def missing(study: Study, store: Store, runs: Path,  # folder of all runs
+            folders: bool = False                    # must they be finished here, whatever the store has?
             ) -> dict[str, Job]:
     "Runs of a study, by id, that are neither in the store nor finished here; parents come first."
     rows, jobs = store.table("runs"), {}
-    kept = set(zip(rows["run"], rows["spec"]))
+    kept = set() if folders else set(zip(rows["run"], rows["spec"]))
 
     def add(config: RunConfig) -> None:
         if config.id in jobs or is_finished(runs / config.id):
@@ -101,10 +102,12 @@ def seconds_of(config: RunConfig, rows: pd.DataFrame) -> float:
     return float(rate * METHODS[config.method].step_cost * config.data.n_train * config.train.epochs)
 
 
-def plan(study: Study, store: Store, runs: str | Path | None = None  # None: GPVAE_RUNS, else the user's cache
+def plan(study: Study, store: Store,
+         runs: str | Path | None = None,  # None: GPVAE_RUNS, else the user's cache
+         folders: bool = False            # as for `missing`
          ) -> pd.DataFrame:
     "What is finished and what is missing of each line and size, and the hours of training that are missing."
-    jobs, rows = missing(study, store, runs_root(runs)), store.table("runs")
+    jobs, rows = missing(study, store, runs_root(runs), folders), store.table("runs")
     hours = {id: seconds_of(job.config, rows) / 3600 for id, job in jobs.items()}
     configs = list(zip(study.lines, resolve_all(study.specs)))
     asked = {config.id for _, config in configs}
@@ -126,18 +129,24 @@ def describe_plan(table: pd.DataFrame,  # of `plan`
     return f"{finished} finished, {lacking} missing, about {took} with {jobs} side by side"
 
 
+def check_start(store: Store, jobs: int, device: str | None) -> None:
+    "Raise `InputError` for what can be known to fail before anything is trained."
+    require(jobs >= 1, f"jobs is {jobs}: at least one run must be allowed")
+    pick_device(device)
+    open_folder(store.folder, "pass another one by --out")
+
+
 def finish(study: Study, store: Store,
            runs: str | Path | None = None,  # folder of all runs; None: GPVAE_RUNS, else the user's cache
            jobs: int = JOBS,                # runs side by side
            device: str | None = None,       # None: a GPU if there is one
-           bar: bool = True                 # show progress
+           bar: bool = True,                # show progress
+           folders: bool = False            # as for `missing`
            ) -> list[Failure]:
     "Train what is missing, time it, and keep the rows; a failure stops none but the runs that begin with it."
-    require(jobs >= 1, f"jobs is {jobs}: at least one run must be allowed")
-    pick_device(device)
+    check_start(store, jobs, device)
     runs, failures, futures = runs_root(runs), [], {}
-    todo = missing(study, store, runs)
-    open_folder(store.folder, "pass another one by --out")
+    todo = missing(study, store, runs, folders)
     keeper = Keeper(study, store, runs)
     keeper.keep()
     several = len(todo) > 1

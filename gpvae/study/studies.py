@@ -298,7 +298,7 @@ def find_study(name: str | Path) -> Study:
 
 
 def parse_study(study: str = "", dataset: str = "", budget: str = "", methods: str | Sequence[str] = "",
-                z_dims: str | int | Sequence[int] = "", seeds: str | int = "", likelihood: str = "",
+                z_dims: str | int | Sequence[int | str] = "", seeds: str | int = "", likelihood: str = "",
                 settings: str | Sequence[str] = ""  # key=value, several with spaces between
                 ) -> Study:
     "The study that words name, as the command line and papermill give them; empty words are left open."
