@@ -18,7 +18,7 @@ from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
-from gpvae.study.spec import METHODS
+from gpvae.study.methods import METHODS
 from gpvae.train import TrainConfig, train
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE

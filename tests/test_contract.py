@@ -9,7 +9,9 @@ import torch
 from gpvae.checks import InputError
 from gpvae.evaluation.iwae import estimate_batch
 from gpvae.posteriors import Posterior
-from gpvae.study.spec import METHODS, RunSpec, Settings, build_model, method_options
+from gpvae.study.config import SECTION_OF, RunSpec
+from gpvae.study.methods import METHODS, encoder_options
+from models import build_model
 from gpvae.train import TrainConfig, train_step
 from gpvae.vae import Wrapper, evaluating
 from toys import F64, assert_positive, binary_images, perturb, seeded
@@ -31,7 +33,7 @@ def case(request): return request.param
 def build(case, dtype=F64, seed=0, scale=0.3):
     "A small model of a method, as the command makes it, with every parameter moved from its start."
     method, options = case
-    options = {k: v for k, v in SMALL.items() if k in method_options(method)} | options
+    options = {k: v for k, v in SMALL.items() if k in encoder_options(method)} | options
     spec = RunSpec(method=method, z_dim=2, seed=seed, likelihood="bernoulli", settings=(("hidden", (8, 8)), ("network", "mlp"), *options.items()))
     model = perturb(build_model(spec, SHAPE).to(dtype), scale, seed)
     torch.manual_seed(0)
@@ -169,9 +171,8 @@ def test_same_decoder_and_trunk_for_all_methods():
         for other in others: assert all(torch.equal(p, q) for p, q in zip(first, other))
 
 def test_options_of_the_methods_are_listed():
-    assert {"covariance", "temperature", "mode"} <= set(method_options("gpvae")) and not set(method_options("vae")) & {"trunk", "h_dim", "z_dim"}
+    assert {"covariance", "temperature", "mode"} <= set(encoder_options("gpvae")) and not set(encoder_options("vae")) & {"trunk", "h_dim", "z_dim"}
 
 def test_options_of_the_methods_are_no_settings_of_a_budget():
     "One name would change both: `k` is the number of importance samples, whatever a method calls its steps."
-    settings = {f.name for f in fields(Settings)}
-    assert not [(method, name) for method in METHODS for name in set(method_options(method)) & settings]
+    assert not [(method, name) for method in METHODS for name in set(encoder_options(method)) & set(SECTION_OF)]

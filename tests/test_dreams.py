@@ -10,9 +10,9 @@ from gpvae.data import gather
 from gpvae.dreams import SOURCES, sample_images
 from gpvae.vae import frozen
 from gpvae.files import locked
-from gpvae.study.commands import refit_command
-from gpvae.study.run import load_model, run, run_folder, time_run
-from gpvae.study.spec import METHODS, RunSpec, build_model, check_spec, parent_of, refit_of, spec_hash
+from gpvae.study.config import RunSpec, merge_settings
+from gpvae.study.methods import METHODS
+from models import build_model
 from gpvae.train import TrainConfig, adam, refit, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
@@ -146,7 +146,7 @@ def test_unknown_sources_and_shares_are_refused():
     with pytest.raises(InputError, match="dream_source.*noise.*prior, posterior, both"): TrainConfig(dream_source="noise")
     with pytest.raises(InputError, match="dreams is 1.*below 1"): TrainConfig(dreams=1.)
     with pytest.raises(InputError, match="dreams is -0.5"): TrainConfig(dreams=-0.5)
-    with pytest.raises(InputError, match="dreams is 1.0"): check_spec(RunSpec(settings=(("dreams", 1.),)))
+    with pytest.raises(InputError, match="dreams is 1.0"): merge_settings(RunSpec(settings=(("dreams", 1.),)))
 
 def test_held_gives_back_what_it_found():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout()).train()
@@ -181,65 +181,3 @@ def test_refit_continues_with_the_same_bits(tmp_path):
     call(2, path)
     resumed, whole = call(4, path), call(4)
     assert torch.equal(state(resumed.model), state(whole.model))
-
-TINY = (("hidden", (16,)), ("epochs", 3), ("kl_warmup", 0.), ("n_valid", 50), ("n_test", 60))
-PARENT = RunSpec("digits", "vae", 3, 0, "smoke", n_train=100, settings=TINY)
-
-@pytest.mark.parametrize("method, more", [(None, {}), ("full", {}), ("gpvae", {}), ("iaf-1", {"start": "new"}), (None, {"trunk": (24,), "start": "new"})])
-def test_a_refit_is_a_run_whose_parent_is_run_first(tmp_path, method, more):
-    spec = refit_of(PARENT, method, epochs=2, milestones=(), **more)
-    assert parent_of(spec) == PARENT
-    after = run(spec, tmp_path, bar=False)
-    before = run(PARENT, tmp_path, bar=False)
-    assert before.folder != after.folder and "decoder=vae:" in after.metrics["settings"]
-    old, new = load_model(before.folder), load_model(after.folder)
-    assert torch.equal(state(old.decoder), state(new.decoder)) and not torch.equal(state(old), state(new))
-    assert time_run(after.folder, repeats=2)["step_ms"] > 0
-
-def test_a_refit_begins_where_its_parent_ended(tmp_path):
-    "With steps of nothing the encoder is the parent's, unless it begins anew."
-    still = dict(epochs=1, milestones=(), lr=1e-30)
-    old = load_model(run(PARENT, tmp_path, bar=False).folder)
-    for method in (None, "full"):
-        new = load_model(run(refit_of(PARENT, method, **still), tmp_path, bar=False).folder)
-        assert all(torch.equal(v, new.encoder.state_dict()[k]) for k, v in old.encoder.state_dict().items())
-    new = load_model(run(refit_of(PARENT, start="new", **still), tmp_path, bar=False).folder)
-    assert not torch.equal(new.encoder.b.weight, old.encoder.b.weight)
-
-def test_refits_of_one_parent_run_side_by_side(tmp_path):
-    "A finished parent is only read, also while another process works on it."
-    with locked(run(PARENT, tmp_path, bar=False).folder):
-        assert run(refit_of(PARENT, epochs=1, milestones=()), tmp_path, bar=False).metrics["epochs"] == 1
-
-def test_weights_without_a_place_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no place.*start=new"): run(refit_of(PARENT, "sa-2", epochs=1), tmp_path, bar=False)
-
-def test_names_of_refits():
-    "A refit is named by what its parent is, however that is said."
-    spec = refit_of(PARENT)
-    other = refit_of(dataclasses.replace(PARENT, settings=(*TINY[:1], ("epochs", 4), *TINY[2:])))
-    names = [spec_hash(s, "pixels") for s in (spec, other, refit_of(PARENT, dreams=0.9))]
-    assert len(set(names)) == 3
-    more = refit_of(PARENT, n_train=200)
-    assert parent_of(more) == PARENT and more.n_train == 200
-    plain = RunSpec("digits", "vae", 3, 0, "smoke", n_train=100)
-    named, padded = (dataclasses.replace(plain, settings=(("decoder", d),)) for d in ("vae", "vae:epochs=100"))
-    assert spec_hash(named, "pixels") == spec_hash(padded, "pixels")
-
-@pytest.mark.parametrize("decoder, words", [(":", "not key=value"), ("vea", "decoder is 'vea'.*vea.*vae"), ("vae:epoch=3", "setting of method vae.*epoch"),
-                                            ("vae:hidden=(8,)", r"hidden is \(200, 200\).*has \(8,\)"), ("vae:epochs", "not key=value"), ("vae:lr=0.1:lr=0.2", "lr is given 2 times"),
-                                            ("vae:decoder=vae", "held itself")])
-def test_parents_that_cannot_be_are_refused(decoder, words):
-    with pytest.raises(InputError, match=words): check_spec(RunSpec(settings=(("decoder", decoder),)))
-
-def test_the_command_refits_a_finished_run(tmp_path, capsys):
-    folder = run(PARENT, tmp_path, bar=False).folder
-    quick = ["--runs", str(tmp_path), "--quiet", "--set", "epochs=1", "--set", "milestones=()"]
-    for name in (folder.name, str(folder)):
-        assert refit_command([name, *quick]) == 0
-        said = capsys.readouterr().out
-        assert "elbo" in said and str(run_folder(refit_of(PARENT, epochs=1, milestones=()), tmp_path)) in said
-    assert refit_command(["nowhere", *quick]) == 2
-    assert "nowhere is no finished run" in capsys.readouterr().err
-    assert refit_command([folder.name, *quick, "--set", "epochs=2"]) == 2
-    assert "give each setting once" in capsys.readouterr().err

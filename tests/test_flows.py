@@ -13,7 +13,9 @@ from gpvae.checks import InputError
 from gpvae.evaluation.iwae import estimate_batch
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, log_normal
-from gpvae.study.spec import METHODS, RunSpec, build_model
+from gpvae.study.config import RunSpec
+from gpvae.study.methods import METHODS
+from models import build_model
 from toys import F64, assert_zero, bernoulli_model, binary_images, perturb, seeded
 
 SHAPE = (1, 4, 4)

@@ -12,8 +12,6 @@ from gpvae.checks import InputError
 from gpvae.encoders.gp import GPEncoder, RandomLinear
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
-from gpvae.study.run import load_model, run
-from gpvae.study.spec import RunSpec, trained_of
 from gpvae.evaluation.scores import leverage
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
@@ -111,14 +109,3 @@ def test_a_heated_copy_has_the_variance_times_the_factor(covariance):
 def test_doubt_in_nats():
     u = gp_encoder().eval().uncertainty(binary_images(5))
     torch.testing.assert_close(u.nats, u.f_relative / 2 + u.g)
-
-TINY = (("hidden", (16,)), ("epochs", 3), ("kl_warmup", 0.), ("n_valid", 50), ("n_test", 60))
-
-def test_a_run_judged_with_heat_is_trained_once(tmp_path):
-    plain = RunSpec("digits", "gpvae", 3, 0, "smoke", n_train=100, settings=TINY)
-    hot = dataclasses.replace(plain, settings=(*TINY, ("heat", 8.)))
-    result = run(hot, tmp_path, bar=False)
-    old, new = load_model(run(plain, tmp_path, bar=False).folder).encoder, load_model(result.folder).encoder
-    torch.testing.assert_close(new.W.cov.log_scale, old.W.cov.log_scale + 0.5 * np.log(8.))
-    assert torch.equal(new.b.weight, old.b.weight) and trained_of(hot) == plain
-    with pytest.raises(InputError, match="vae has no random functions"): run(dataclasses.replace(hot, method="vae"), tmp_path, bar=False)

@@ -8,7 +8,8 @@ from gpvae.encoders.mixture import MixtureEncoder, component_heads, mixture, sep
 from gpvae.checks import InputError
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, GaussianMixture
-from gpvae.study.spec import RunSpec, build_model
+from gpvae.study.config import RunSpec
+from models import build_model
 from gpvae.vae import VAE
 from toys import F64, Call, assert_zero, bernoulli_model, binary_images, perturb, seeded
 

@@ -11,7 +11,8 @@ from gpvae.checks import InputError
 from gpvae.likelihoods import Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, GaussianMixture, log_normal
-from gpvae.study.spec import RunSpec, build_model
+from gpvae.study.config import RunSpec
+from models import build_model
 from gpvae.train import TrainConfig, adam, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE

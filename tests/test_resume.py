@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from gpvae.files import read_json, read_tensors, write_tensors
-from gpvae.study.commands import run_command
-from gpvae.study.run import run, run_folder
-from gpvae.study.spec import RunSpec
+from gpvae.study.cli import main
+from gpvae.study.config import RunSpec, resolve
+from gpvae.study.run import run
 from gpvae.train import load_checkpoint
 
 KILLS = 10
 EPOCHS = 30
-SETTINGS = (("epochs", EPOCHS), ("hidden", (50, 50)), ("k", 40), ("checkpoint_seconds", 0.02))
-SPEC = RunSpec(method="gpvae", z_dim=5, n_train=400, binarisation="stochastic", settings=SETTINGS) # everything that is random, and running moments
-COMMAND = ["--method", "gpvae", "--z_dim", "5", "--n_train", "400", "--binarisation", "stochastic",
-           "--device", "cpu", "--quiet", *(w for k, v in SETTINGS for w in ("--set", f"{k}={v}"))] # the same run
+SETTINGS = dict(epochs=EPOCHS, hidden=(50, 50), k=40, checkpoint_seconds=0.02, n_train=400)
+SPEC = RunSpec(method="gpvae", z_dim=5, binarisation="stochastic", settings=SETTINGS) # everything that is random, and running moments
+COMMAND = ["--method", "gpvae", "--z_dim", "5", "--binarisation", "stochastic",
+           "--device", "cpu", "--quiet", *(w for k, v in SETTINGS.items() for w in ("--set", f"{k}={v}"))] # the same run
 NOT_OF_THE_RESULT = ("train_seconds", "epoch_seconds", "peak_mb", "commit")
 
 def start(runs):
@@ -30,11 +30,12 @@ def start(runs):
     process.start()
     return process
 
-def folder_of(runs): return run_folder(SPEC, runs)
+def folder_of(runs): return runs / resolve(SPEC).id
 
 def result(folder):
     "All that must be the same bits: metrics, the numbers of each image, weights, history."
-    metrics = {k: v for k, v in read_json(folder / "metrics.json").items() if k not in NOT_OF_THE_RESULT}
+    metrics = read_json(folder / "metrics.json")["row"]
+    metrics = {k: v for k, v in metrics.items() if k not in NOT_OF_THE_RESULT}
     tensors, progress = load_checkpoint(folder / "checkpoint.safetensors")
     history = [{k: v for k, v in h.items() if k != "seconds"} for h in progress["history"]]
     images, _ = read_tensors(folder / "per_image.safetensors")
@@ -53,7 +54,7 @@ def phase(folder):
 def whole(tmp_path_factory):
     "An uninterrupted run: its result and its seconds."
     runs = tmp_path_factory.mktemp("whole")
-    run(dataclasses.replace(SPEC, settings=(*SETTINGS[1:], ("epochs", 1))), runs, "cpu", bar=False) # what is slow only once: prepared images, late imports
+    run(SPEC.change(epochs=1), runs, "cpu", bar=False) # what is slow only once: prepared images, late imports
     begin = time.perf_counter()
     process = start(runs)
     process.join()
@@ -88,14 +89,14 @@ def test_killed_runs_end_with_the_same_bits(whole, tmp_path, capsys):
 def test_the_killed_command_continues(whole, tmp_path):
     "The command itself, killed as soon as there is something to continue from."
     arguments = [*COMMAND, "--runs", str(tmp_path)]
-    with subprocess.Popen([sys.executable, "-m", "gpvae.study.commands", "run", *arguments], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen([sys.executable, "-m", "gpvae.study.cli", "run", *arguments], stdout=subprocess.DEVNULL) as process:
         while not list(tmp_path.glob("*/checkpoint.safetensors")):
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     folder = folder_of(tmp_path)
     assert process.returncode == -signal.SIGKILL and phase(folder).startswith("training, checkpoint of epoch ")
-    assert run_command(arguments) == 0
+    assert main(["run", *arguments]) == 0
     for part, other in zip(result(folder), whole[0], strict=True): assert part == other
 
 def test_a_kill_while_a_file_is_written_is_harmless(whole, tmp_path, monkeypatch):
@@ -106,7 +107,7 @@ def test_a_kill_while_a_file_is_written_is_harmless(whole, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt): run(SPEC, tmp_path, "cpu", bar=False)
     part = (folder / "checkpoint.safetensors").read_bytes()[:5000]
     for pid in (4711, os.getpid()):
-        for name in ("checkpoint.safetensors", "per_image.safetensors", "metrics.json", "spec.json"): (folder / f".{pid}.{name}").write_bytes(part)
+        for name in ("checkpoint.safetensors", "per_image.safetensors", "metrics.json", "config.json"): (folder / f".{pid}.{name}").write_bytes(part)
     run(SPEC, tmp_path, "cpu", bar=False)
     for part, other in zip(result(folder), whole[0], strict=True): assert part == other
     assert not list(folder.glob(".[0-9]*")) # what a killed process left is cleared away

@@ -153,6 +153,17 @@ def test_judging_differently_trains_nothing_more(runs, monkeypatch):
         go(runs, SPEC.change(variance_scale=2.))
 
 
+def test_a_step_that_the_posterior_cannot_take_is_refused_before_training(runs):
+    spec = dataclasses.replace(SPEC, method="iaf-1").change(natural_step=0.5)
+    with pytest.raises(InputError, match="takes no natural-gradient step"):
+        go(runs, spec)
+    assert not (runs / resolve(spec).trained.id).exists()
+    hot = go(runs, dataclasses.replace(SPEC, method="gpvae").change(variance_scale=8.))
+    plain = go(runs, method="gpvae")
+    new, old = load_model(hot.folder).encoder, load_model(plain.folder).encoder
+    torch.testing.assert_close(new.W.cov.log_scale, old.W.cov.log_scale + 0.5 * np.log(8.))
+
+
 @pytest.fixture
 def own_digits(tmp_path, monkeypatch):
     "An image set of one's own that has the name of a known one."

@@ -12,7 +12,9 @@ from gpvae.evaluation.iwae import estimate_batch
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, antithetic
-from gpvae.study.spec import METHODS, RunSpec, build_model, check_spec
+from gpvae.study.config import RunSpec, merge_settings
+from gpvae.study.methods import METHODS
+from models import build_model
 from gpvae.train import TrainConfig, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE, LogJoint
@@ -323,7 +325,7 @@ def test_an_untrained_encoder_refines_all():
     ({"clip": 0.}, "clip"), ({"momentum": 1.}, "momentum"), ({"refine": 0.}, "refine is 0.0"), ({"refine": 1.5}, "refine is 1.5"), ({"rank": "ff"}, "did you mean 'f'"), ({"mode": "mixture"}, "mixture")], ids=str)
 def test_bad_options(options, words):
     spec = RunSpec(method="gpvae+sa-2", z_dim=2, likelihood="bernoulli", settings=(("hidden", (4,)), *options.items()))
-    check_spec(spec)
+    merge_settings(spec)
     with pytest.raises(InputError, match=words): build_model(spec, (1, 4, 4))
 
 def test_a_start_without_uncertainty_refines_all():

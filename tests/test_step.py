@@ -11,8 +11,6 @@ from gpvae.checks import InputError
 from gpvae.files import locked
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
 from gpvae.encoders.natural_step import NaturalStep, gradient_at_mean, stepped
-from gpvae.study.run import is_finished, load_model, run, run_folder, time_run
-from gpvae.study.spec import RunSpec, check_spec, parent_of, refit_of, trained_of
 from gpvae.vae import VAE, LogJoint, evaluating, log_weights
 from toys import F64, LinearGaussian, Call, bernoulli_model, binary_images, gp_encoder, seeded
 
@@ -121,47 +119,3 @@ def test_bad_input_is_one_line(wrong, words):
 def test_inference_mode_is_refused_in_words():
     model = stepped(bernoulli_model(gp_encoder())).eval()
     with torch.inference_mode(), pytest.raises(InputError, match="evaluate under torch.no_grad"): model.posterior(binary_images(3))
-
-# --- runs ------------------------------------------------------------------------------------------------------------------
-
-TINY = (("hidden", (16,)), ("epochs", 3), ("kl_warmup", 0.), ("n_valid", 50), ("n_test", 60))
-PLAIN = RunSpec("digits", "vae", 3, 0, "smoke", n_train=100, settings=TINY)
-AFTER = dataclasses.replace(PLAIN, settings=(*TINY, ("natural_step", 0.5)))
-
-def test_a_run_judged_with_a_step_is_trained_once(tmp_path):
-    "Its weights are those of the run without, made first; only what judges differs."
-    assert trained_of(AFTER) == PLAIN and trained_of(PLAIN) == PLAIN
-    after = run(AFTER, tmp_path, bar=False)
-    assert is_finished(run_folder(PLAIN, tmp_path))
-    before = run(PLAIN, tmp_path, bar=False)
-    old, new = load_model(before.folder), load_model(after.folder)
-    assert isinstance(new.encoder, NaturalStep) and new.encoder.factor == 0.5
-    assert all(torch.equal(v, new.encoder.start.state_dict()[k]) for k, v in old.encoder.state_dict().items())
-    same = ("train_seconds", "best_epoch", "epochs")
-    assert all(before.metrics[k] == after.metrics[k] for k in same)
-    assert all(before.metrics[k] != after.metrics[k] for k in ("elbo", "iwae", "valid_elbo", "spec"))
-    assert time_run(after.folder, repeats=2)["infer_ms_batch"] > 0
-
-def test_a_finished_run_is_only_read(tmp_path):
-    "Also while another process works on it."
-    with locked(run(PLAIN, tmp_path, bar=False).folder): run(AFTER, tmp_path, bar=False)
-
-def test_a_wider_proposal_trains_nothing_either(tmp_path):
-    wide = dataclasses.replace(PLAIN, settings=(*TINY, ("inflation", 1.4)))
-    result = run(wide, tmp_path, bar=False)
-    assert trained_of(wide) == PLAIN and is_finished(run_folder(PLAIN, tmp_path)) and result.metrics["inflation"] == 1.4
-
-def test_refits_and_parents_with_a_step(tmp_path):
-    "The parent is the training; a refit can be judged with a step of its own."
-    spec = refit_of(PLAIN, epochs=1, milestones=(), natural_step=0.5)
-    assert parent_of(spec) == PLAIN and parent_of(refit_of(AFTER)) == PLAIN
-    assert run(spec, tmp_path, bar=False).metrics["elbo"] != run(trained_of(spec), tmp_path, bar=False).metrics["elbo"]
-
-def test_steps_need_a_factor():
-    with pytest.raises(InputError, match="natural_steps is 3: name their factor"): check_spec(RunSpec(settings=(("natural_steps", 3),)))
-    check_spec(RunSpec(settings=(("natural_steps", 3), ("natural_step", 0.4))))
-
-def test_a_posterior_without_a_step_is_refused_before_training(tmp_path):
-    spec = dataclasses.replace(AFTER, method="me-2")
-    with pytest.raises(InputError, match="takes no natural-gradient step"): run(spec, tmp_path, bar=False)
-    assert not run_folder(trained_of(spec), tmp_path).exists()

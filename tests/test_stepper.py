@@ -6,7 +6,9 @@ import functools
 import pytest
 import torch
 
-from gpvae.study.spec import METHODS, RunSpec, build_model
+from gpvae.study.config import RunSpec
+from gpvae.study.methods import METHODS
+from models import build_model
 from gpvae.train import Stepper, TrainConfig, _Inputs, _Record, adam, train
 from toys import seeded
 

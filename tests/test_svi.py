@@ -9,7 +9,8 @@ from gpvae.encoders.gp import GPEncoder
 from gpvae.evaluation.iwae import evaluate
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, antithetic
-from gpvae.study.spec import RunSpec, build_model
+from gpvae.study.config import RunSpec
+from models import build_model
 from gpvae.train import TrainConfig, train, validation_bound
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE, LogJoint

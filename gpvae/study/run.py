@@ -169,12 +169,23 @@ def ensure_run(config: RunConfig, runs: Path, device: torch.device, bar: bool, p
         read_config(folder)
         place = Workplace(folder, device, bar, position)
         splits = prepare_splits(load_images(config), config.binarisation, device)
+        check_evaluation(config, splits)
         if config.trained.id == config.id:
             train_run(config, splits, place)
         else:
             ensure_run(config.trained, runs, device, bar, position)
         evaluate_run(config, splits, place)
     return folder
+
+
+def check_evaluation(config: RunConfig, splits: Splits) -> None:
+    "Raise `InputError` before training where the posterior could not be judged as the specification asks."
+    untrained = build_model(config).to(splits.valid.device)
+    model = apply_evaluation(untrained, config.evaluation, config.method)
+    if model is untrained:
+        return
+    with evaluating(model):
+        model.posterior(to_float(splits.valid[:1], splits.eval_binarisation))
 
 
 def train_run(config: RunConfig, splits: Splits, place: Workplace) -> None:
