@@ -11,7 +11,7 @@ from gpvae.data import CHOICES
 from gpvae.study.compare import (LEVEL, Interval, Verdict, difference, difference_interval, values_by_seed,
                                  verdict)
 from gpvae.study.config import RunSpec
-from gpvae.study.gap_tables import GAPS, HOW, PROCESS, frame, measured_runs, rankings
+from gpvae.study.gap_tables import GAPS, HOW, PROCESS, frame, free_scores, measured_runs, ranking
 from gpvae.study.methods import METHODS
 from gpvae.study.store import Store
 from gpvae.study.studies import SET_TITLES, Results, Study, preset_studies
@@ -150,9 +150,8 @@ def difficulty_claim(settings: Settings) -> pd.DataFrame:  # rank correlations
         runs = measured_runs(part).get(METHOD)
         for gap in GAPS:
             row = {"setting": setting, "gap": gap}
-            found = rankings(runs, gap) if runs else {}
-            for how in HOW:
-                interval = found.get((SCORE, how))
+            for how, given in zip(HOW, ((), free_scores(runs) if runs else ())):
+                interval = ranking(runs, SCORE, gap, given) if runs else None
                 row |= {how: with_interval(interval) or "not measured",
                         RANKS[how]: str(verdict(interval)) if interval else ""}
             rows.append(row | ({"seeds": len(runs), "images": len(runs[0].gaps().elbo)} if runs else {}))

@@ -177,8 +177,8 @@ def gap_page(args: argparse.Namespace) -> int:
     study, store = named_study(args)
     from gpvae.evaluation.ais import AISConfig
     from gpvae.study.gaps import GapSettings, check_counts, measure
+    from gpvae.study.gap_tables import decomposition
     from gpvae.study.report import check_rendering, page_name, render
-    from gpvae.study.tables import gaps
     check_rendering("gap")
     page_name(study, "gap")
     settings = GapSettings(AISConfig(args.temperatures, args.chains, start="best"))
@@ -188,7 +188,7 @@ def gap_page(args: argparse.Namespace) -> int:
         return 2
     measure(study, store, args.runs, counts, settings, args.seed, args.device, not args.quiet)
     page = render(study, store, template="gap")
-    print(gaps(study.results(store)).to_string(), page, sep="\n")
+    print(decomposition(study.results(store)).to_string(), page, sep="\n")
     return 0
 
 

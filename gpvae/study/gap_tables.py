@@ -7,13 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Shaped
-from scipy.stats import rankdata
 
 from gpvae.encoders.gp import Uncertainty
 from gpvae.evaluation.gap import Gaps
 from gpvae.evaluation.scores import SHIFTS, best_score, by_decile, decile_edges
-from gpvae.statistics import auroc, mean_and_error, spearman
-from gpvae.study.compare import LEVEL, Interval, difference_interval, verdict
+from gpvae.statistics import Interval, auroc, bootstrap, mean_and_error, partial_correlation, spearman
+from gpvae.study.compare import LEVEL, difference_interval, verdict
 from gpvae.study.gaps import doubt
 from gpvae.study.studies import Results
 from gpvae.study.tables import duration, number, parts, with_interval
@@ -167,46 +166,31 @@ def widths(results: Results) -> pd.DataFrame:  # one column a factor; nats
     return frame(rows)
 
 
-def rank_correlations(gap: Float[np.ndarray, "n"], scores: Float[np.ndarray, "n k"],
-                      free: int  # the last so many scores are those that the others are given
-                      ) -> Float[np.ndarray, "m"]:
-    "Spearman's correlation of every score with a gap, then that of the first scores given the last."
-    matrix = np.corrcoef(rankdata(np.column_stack([gap, scores]), axis=0).T)
-    k = scores.shape[1]
-    partial = []
-    for own in range(1, k - free + 1 if free else 1):
-        chosen = [0, own, *range(k - free + 1, k + 1)]
-        precision = np.linalg.pinv(matrix[np.ix_(chosen, chosen)])
-        partial.append(-precision[0, 1] / np.sqrt(precision[0, 0] * precision[1, 1]))
-    return np.array([*matrix[0, 1:], *partial])
-
-
-def rankings(runs: list[MeasuredRun],  # the seeds of a line
-             gap: str,                 # one of GAPS
-             level: float = LEVEL, draws: int = 500
-             ) -> dict[tuple[str, str], Interval]:  # by score, and one of HOW
-    "How the scores rank a gap of the test images, the mean over seeds, with intervals over images."
+def ranking(runs: list[MeasuredRun],      # the seeds of a line
+            score: str,
+            gap: str,                     # one of GAPS
+            given: tuple[str, ...] = (),  # other scores
+            level: float = LEVEL, draws: int = 500
+            ) -> Interval | None:         # None where it was not measured
+    "Spearman's correlation of a score with a gap of the test images, given others: the mean over seeds."
     scores = [run.scores() for run in runs]
-    names = [name for name in scores[0] if all(name in of_run for of_run in scores)]
-    if not names:
-        return {}
+    if not all(name in of_run for of_run in scores for name in (score, *given)):
+        return None
     target = stack(runs, gap).T
-    columns = [np.stack([of_run[name][:len(target)] for name in names], 1) for of_run in scores]
-    finite = np.isfinite(np.concatenate([target, *columns], 1)).all(1)
+    columns = [np.stack([of_run[name][:len(target)] for of_run in scores], 1) for name in (score, *given)]
+    columns.insert(1, target)
+    finite = np.isfinite(np.concatenate(columns, 1)).all(1)
     if finite.sum() < 3:
-        return {}
-    free = [name for name in names if name not in PROCESS]
-    keys = [(name, HOW[0]) for name in names]
-    keys += [(name, HOW[1]) for name in names if free and name in PROCESS]
+        return None
 
-    def over_seeds(images: np.ndarray) -> np.ndarray:
-        return np.mean([rank_correlations(target[images, seed], values[images], len(free))
-                        for seed, values in enumerate(columns)], 0)
+    def over_seeds(*columns: np.ndarray) -> float:
+        return float(np.mean([partial_correlation(*c[:2], c[2:]) for c in np.stack(columns).transpose(2, 0, 1)]))
+    return bootstrap(over_seeds, *(c[finite] for c in columns), n=draws, level=level)
 
-    images, random = finite.nonzero()[0], np.random.default_rng(0)
-    drawn = [over_seeds(random.choice(images, len(images))) for _ in range(draws)]
-    ends = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return {key: Interval(*map(float, v), level) for key, *v in zip(keys, over_seeds(images), *ends)}
+
+def free_scores(runs: list[MeasuredRun]) -> tuple[str, ...]:
+    "The scores that any VAE has."
+    return tuple(name for name in runs[0].scores() if name not in PROCESS)
 
 
 def difficulty(results: Results) -> pd.DataFrame:  # rank correlations
@@ -214,10 +198,10 @@ def difficulty(results: Results) -> pd.DataFrame:  # rank correlations
     rows = []
     for heading, _, lines in measured_parts(results):
         for line, runs in lines.items():
-            found = {gap: rankings(runs, gap) for gap in GAPS}
-            for score in dict.fromkeys(score for of_gap in found.values() for score, _ in of_gap):
-                cells = {f"{gap}, {how}": with_interval(found[gap].get((score, how)))
-                         for gap in GAPS for how in HOW}
+            for score in runs[0].scores():
+                cells = {f"{gap}, {how}": with_interval(ranking(runs, score, gap, given))
+                         for gap in GAPS for how, given in zip(HOW, ((), free_scores(runs)))
+                         if not given or score in PROCESS}
                 rows.append({"method": line} | heading | {"score": score} | cells)
     return frame(rows)
 

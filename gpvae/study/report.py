@@ -95,11 +95,6 @@ def page_name(study: Study, template: str = "reproduce") -> str:
     return study.name if template in ("reproduce", study.name) else f"{template}_{study.name}"
 
 
-def page_title(study: Study, template: str = "reproduce") -> str:
-    "The title of a page."
-    return re.sub(r"\ALikelihoods\b", "Inference gaps", study.title) if template == "gap" else study.title
-
-
 def render(study: Study, store: Store,
            out: Path | None = None,     # folder of the page; None: that of the store
            template: str = "reproduce"  # its name
@@ -130,17 +125,18 @@ def render(study: Study, store: Store,
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
-    clean(notebook, page_title(study, template), out)
+    title = page_title(study, notebook, template)
+    clean(notebook, title, out)
     text = nbformat.writes(notebook) + "\n"
     write_atomically(out / f"{name}.ipynb", lambda draft: draft.write_text(text, encoding="utf-8"))
-    page = to_html(notebook, page_title(study, template))
+    page = to_html(notebook, title)
     write_atomically(out / f"{name}.html", lambda draft: draft.write_text(page, encoding="utf-8"))
     return out / f"{name}.html"
 
 
 def page_title(study: Study, notebook, template: str) -> str:  # a notebook of nbformat
     "The title of a study, which begins with the words of the template where that is about something else."
-    if template == "reproduce":
+    if template in ("reproduce", study.name):
         return study.title
     heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").partition("\n")[0][2:]
     about = study.title.partition("Likelihoods ")[2]
