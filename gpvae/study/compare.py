@@ -4,7 +4,6 @@ Rows of runs come as a DataFrame with the columns line, seed and run, numbers of
 `{run: {name: values}}`. What an interval covers is derived on the page of the statistics."""
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,19 +11,11 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 
 from gpvae.checks import require
-from gpvae.statistics import bootstrap, bootstrap_interval, seed_interval, spearman
+from gpvae.statistics import Interval, bootstrap, bootstrap_interval, seed_interval, spearman
 
 LEVEL = 0.95  # of every interval that a page shows
 
 Arrays = Mapping[str, Mapping[str, np.ndarray]]  # run -> name -> one number per image
-
-
-class Interval(NamedTuple):
-    "A number and the ends of its interval."
-    mean: float
-    low: float
-    high: float
-    level: float
 
 
 class Verdict(Enum):
@@ -122,7 +113,7 @@ def best_and_ties(rows: pd.DataFrame, arrays: Arrays, name: str = "iwae"  # a co
 def rank_correlation(score: Float[np.ndarray, "N"], gap: Float[np.ndarray, "N"], draws: int = 500,
                      level: float = LEVEL) -> Interval:
     "Spearman's rank correlation with its interval over images."
-    return Interval(*bootstrap(spearman, score, gap, n=draws, level=level), level)
+    return bootstrap(spearman, score, gap, n=draws, level=level)
 
 
 def rank_margin(score: Float[np.ndarray, "N"], rival: Float[np.ndarray, "N"], gap: Float[np.ndarray, "N"],
@@ -130,4 +121,4 @@ def rank_margin(score: Float[np.ndarray, "N"], rival: Float[np.ndarray, "N"], ga
     "How much better one score ranks the gaps than another does, both resampled together."
     require(len(score) == len(rival) == len(gap), "scores and gaps must be of the same images")
     margin = lambda a, b, g: spearman(a, g) - spearman(b, g)  # noqa: E731
-    return Interval(*bootstrap(margin, score, rival, gap, n=draws, level=level), level)
+    return bootstrap(margin, score, rival, gap, n=draws, level=level)
