@@ -11,15 +11,15 @@ from gpvae.checks import InputError
 from gpvae.files import read_tensors, write_tensors
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
-from gpvae.study.commands import gap_command, reproduce_command, run_command
-from gpvae.study.run import run, run_folder
-from gpvae.study.spec import RunSpec
+from gpvae.study.cli import main
+from gpvae.study.config import RunSpec, resolve
+from gpvae.study.run import run
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
 
-TINY = ("--set", "epochs=2", "--set", "hidden=(8,8)", "--set", "n_test=20", "--set", "k=2", "--n_train", "100", "--device", "cpu")
-SETTINGS = (("epochs", 2), ("hidden", (8, 8)), ("n_test", 20), ("k", 2))
-SPEC = RunSpec(method="vae", n_train=100, settings=SETTINGS)
+SETTINGS = dict(epochs=2, hidden=(8, 8), n_test=20, k=2, n_train=100)
+TINY = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+SPEC = RunSpec(method="vae", settings=SETTINGS)
 
 @pytest.fixture
 def no_training(monkeypatch):
@@ -32,34 +32,21 @@ def refused(capsys, *args):
     capsys.readouterr()
     given = [word.partition("=")[0] for word in args]
     pairs = [w for k, w in zip(TINY[::2], TINY[1::2]) if w.partition("=")[0] not in given for w in (k, w)]
-    assert run_command([*pairs, "--quiet", *args]) == 2
+    assert main(["run", *pairs, "--device", "cpu", "--quiet", *args]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("gpvae_run: ") and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err
+    assert out == "" and err.startswith("gpvae run: ") and err.endswith("\n") and err.count("\n") == 1
     return err
 
-# --- names, numbers and settings ----------------------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------
 
 WRONG = {
-    "data set":            (["--dataset", "digitz"], "data set 'digitz' is unknown: did you mean 'digits'?"),
-    "file":                (["--dataset", "/nowhere/mine.npz"], "'/nowhere/mine.npz': there is no such file, pass"),
-    "method":              (["--method", "gpva"], "method 'gpva' is unknown: did you mean 'gpvae'?"),
-    "budget":              (["--budget", "smoky"], "budget 'smoky' is unknown: did you mean 'smoke'?"),
-    "likelihood":          (["--likelihood", "bernouli"], "likelihood 'bernouli' is unknown: did you mean 'bernoulli'?"),
-    "binarisation":        (["--binarisation", "statik"], "binarisation 'statik' is unknown: did you mean 'static'?"),
     "static grey":         (["--binarisation", "static"], "digits has grey pixels in x_train, choose fixed or stochastic"),
-    "grey bernoulli":      (["--binarisation", "none"], "bernoulli likelihood needs binary pixels: choose"),
-    "no latents":          (["--z_dim", "0"], "z_dim is 0: "),
     "negative latents":    (["--z_dim", "-3"], "z_dim is -3: "),
-    "seed":                (["--seed", "-1"], "seed is -1: use"),
     "no samples":          (["--set", "k=0"], "k is 0: it must be at least 1"),
     "no epochs":           (["--set", "epochs=0"], "epochs is 0: it must be at least 1"),
-    "no images":           (["--n_train", "0"], "n_train is 0: pass at least 1"),
-    "too many images":     (["--n_train", "5000"], "n_train is 5000: digits has 1300 such images, pass 1 to 1300"),
+    "no images":           (["--set", "n_train=0"], "n_train is 0: it must be at least 1"),
+    "too many images":     (["--set", "n_train=5000"], "n_train is 5000: digits has 1300 such images, pass 1 to 1300"),
     "too many to validate": (["--set", "n_valid=5000"], "n_valid is 5000: digits has 200 such images, pass 1 to 200"),
-    "setting":             (["--set", "epoch=3"], "'epoch' is unknown: did you mean 'epochs'?"),
-    "setting of another method": (["--method", "vae", "--set", "covariance=full"], "setting of method vae 'covariance' is unknown"),
-    "setting without value": (["--set", "epochs"], "--set 'epochs' is not key=value"),
-    "word for a number":   (["--set", "epochs=many"], "setting epochs='many': expected something like 100"),
     "fraction of an epoch": (["--set", "epochs=1.5"], "setting epochs=1.5: expected"),
     "truth for a number":  (["--set", "epochs=True"], "setting epochs=True: expected"),
     "number for widths":   (["--set", "hidden=200"], "setting hidden=200: expected something like (200, 200)"),
@@ -78,9 +65,6 @@ WRONG = {
     "falling milestones":  (["--set", "milestones=(9.,3.)"], "milestones is (9.0, 3.0): the epochs must increase"),
     "negative milestones": (["--set", "milestones=(-3.,)"], "milestones is (-3.0,): each must be at least 0"),
     "same milestone twice": (["--set", "milestones=(3.,3.)"], "the epochs must increase"),
-    "key twice":           (["--set", "lr=0.1", "--set", "lr=0.2"], "lr is given 2 times: give it once"),
-    "n_train twice":       (["--n_train", "50", "--set", "n_train=60"], "n_train is given 2 times: give it once"),
-    "endless seed":        (["--seed", str(2**63)], f"seed is {2**63}: use an integer from 0 to 1000000000000"),
     "endless number":      (["--set", "epochs=1" + 30 * "0"], "setting epochs=1"),
     "lost setting":        (["--set", "warm_start=vae"], "'warm_start' is unknown"),
     "lost option":         (["--set", "n_draws=2"], "'n_draws' is unknown"),
@@ -99,7 +83,6 @@ WRONG = {
     "convolutional decoder": (["--method", "vlae", "--set", "network=conv"], "vlae linearises decoders of Linear and ReLU layers, and this one holds a ConvDecoder: use network='mlp'"),
     "no solves":           (["--method", "vlae", "--set", "n_solves=0"], "n_solves is 0: "),
     "step too long":       (["--method", "vlae", "--set", "damping=2."], "damping is 2.0: "),
-    "device":              (["--device", "tpu9"], "tpu9"),
 }
 
 @pytest.mark.parametrize("args, message", WRONG.values(), ids=WRONG)
@@ -109,55 +92,17 @@ def test_refused(capsys, runs, no_training, args, message):
 
 def test_more_test_images_than_there_are():
     "What the caller asks for is not cut in silence; what a budget names is."
-    from gpvae.study.spec import load_images
-    with pytest.raises(InputError, match="n_test is 5000: digits has 297 such images, pass 1 to 297"): load_images(RunSpec("digits", settings=(("n_test", 5000),)))
-    assert load_images(RunSpec("digits"))[1].x_test.shape[0] == 297
-
-PAGES_WRONG = {
-    "budget": (["--budget", "cpuu"], "page 'cpuu' is unknown: did you mean 'cpu'?"),
-    "method": (["--methods", "vae", "gpvea"], "method 'gpvea' is unknown: did you mean 'gpvae'?"),
-    "no seeds": (["--seeds", "0"], "seeds is 0: a page needs at least one"),
-    "no jobs": (["--jobs", "0"], "jobs is 0: at least one run must be allowed"),
-    "study": (["--study", "sizez"], "study 'sizez' is unknown: did you mean 'sizes'?"),
-    "lost study": (["--study", "lost"], "is unknown"),
-    "folder": (["--out", "/proc/nowhere"], "the folder /proc/nowhere cannot be written"),
-    "folder of a study": (["--study", "sizes", "--out", "/proc/nowhere"], "the folder /proc/nowhere cannot be written"),
-}
-
-@pytest.mark.parametrize("args, message", PAGES_WRONG.values(), ids=PAGES_WRONG)
-def test_a_wrong_page_is_refused_before_training(capsys, tmp_path, runs, monkeypatch, args, message):
-    def start(*args): raise AssertionError("a run has started")
-    monkeypatch.setattr("gpvae.study.reproduce._start", start)
-    out = [] if "--out" in args else ["--out", str(tmp_path / "out")]
-    assert reproduce_command([*args, *out, "--quiet", "--device", "cpu"]) == 2
-    err = capsys.readouterr().err
-    assert message in err and err.startswith("gpvae_reproduce: ") and err.count("\n") == 1
-
-@pytest.mark.parametrize("page", ["../evil", "a/b", "/tmp/evil", ".hidden", "", "a\nb"])
-def test_a_page_outside_its_folder_is_refused(capsys, tmp_path, runs, page):
-    from gpvae.study.reproduce import render
-    with pytest.raises(InputError, match="is no name of a file: use letters"): render("digits", "smoke", runs, tmp_path / "out", name=page or "/")
-    assert gap_command(["--page", page, "--out", str(tmp_path / "out"), "--quiet", "--device", "cpu"]) == 2
-    assert not list(tmp_path.rglob("*evil*")) and not (tmp_path / "out").exists()
-
-@pytest.mark.parametrize("missing", ["papermill", "template"])
-def test_what_rendering_needs_is_looked_for_before_training(capsys, tmp_path, runs, monkeypatch, missing):
-    def start(*args): raise AssertionError("a run has started")
-    monkeypatch.setattr("gpvae.study.reproduce._start", start)
-    if missing == "papermill": monkeypatch.setattr("gpvae.study.reproduce.importlib.util.find_spec", lambda name: None)
-    else: monkeypatch.setattr("gpvae.study.reproduce.checkout", lambda: tmp_path)
-    assert reproduce_command(["--out", str(tmp_path / "out"), "--quiet"]) == 2
-    assert {"papermill": "papermill is not installed: pip install", "template": "reproduce.ipynb is missing"}[missing] in capsys.readouterr().err
+    with pytest.raises(InputError, match="n_test is 5000: digits has 297 such images, pass 1 to 297"):
+        resolve(RunSpec("digits", settings=dict(n_test=5000)))
+    assert resolve(RunSpec("digits")).data.n_test == 297
 
 def test_exit_status_of_the_commands(tmp_path):
     "The process itself: status 2, one line, no traceback."
     env = os.environ | {"GPVAE_RUNS": str(tmp_path)}
-    commands = {c: subprocess.Popen([sys.executable, "-m", "gpvae.study.commands", c, "--dataset", "digitz"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) for c in ("run", "reproduce", "gap")}
-    for name, process in commands.items():
-        out, err = process.communicate()
-        assert process.returncode == 2 and out == ""
-        assert err.startswith(f"gpvae_{name}: data set 'digitz' is unknown: did you mean 'digits'?") and err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    command = [sys.executable, "-m", "gpvae.study.cli", "run", "--dataset", "digitz"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("gpvae run: data set 'digitz' is unknown: did you mean 'digits'?") and done.stderr.count("\n") == 1
 
 # --- files of images -------------------------------------------------------------------------------------------------------------------------
 
@@ -220,7 +165,7 @@ def test_truncated_file_refused(capsys, runs, root, no_training, keep):
 
 def test_good_file_is_taken(runs, root):
     np.savez(root / "mine.npz", x_train=pixels(120), x_test=pixels(30))
-    assert run_command([*TINY, "--quiet", "--dataset", "mine", "--method", "vae"]) == 0
+    assert main(["run", *TINY, "--quiet", "--device", "cpu", "--dataset", "mine", "--method", "vae"]) == 0
     assert len(list(runs.glob("*/metrics.json"))) == 1
 
 # --- folders and checkpoints ------------------------------------------------------------------------------------------------------------------
@@ -229,9 +174,9 @@ def stopped(spec, runs, monkeypatch):
     "A run that was stopped after training, before it was evaluated."
     with monkeypatch.context() as m:
         def stop(*args): raise KeyboardInterrupt
-        m.setattr("gpvae.study.run._evaluate_run", stop)
+        m.setattr("gpvae.study.run.evaluate_run", stop)
         with pytest.raises(KeyboardInterrupt): run(spec, runs, "cpu", bar=False)
-    return run_folder(spec, runs) / "checkpoint.safetensors"
+    return runs / resolve(spec).id / "checkpoint.safetensors"
 
 def rewrite(path, change):
     "Change the tensors of a checkpoint, keep its progress."
@@ -253,7 +198,7 @@ def test_nan_in_the_weights(runs, monkeypatch, value):
     assert again(SPEC, runs) == f"{path}: model.decoder.0.weight holds NaN or infinity: delete it and run again"
 
 def test_checkpoint_of_another_spec(runs, monkeypatch):
-    path, other = (stopped(RunSpec(method="vae", seed=seed, n_train=100, settings=SETTINGS), runs, monkeypatch) for seed in (0, 1))
+    path, other = (stopped(RunSpec(method="vae", seed=seed, settings=SETTINGS), runs, monkeypatch) for seed in (0, 1))
     path.write_bytes(other.read_bytes())
     assert again(SPEC, runs) == f"{path} belongs to run {other.parent.name}, not to {path.parent.name}: use another folder or delete it"
 
@@ -273,7 +218,7 @@ def test_unwritable_folder(capsys, tmp_path, no_training, where):
     assert f"the folder {folder}" in err and "cannot be written" in err and "set GPVAE_RUNS or pass another folder" in err
 
 def test_folder_of_another_process(capsys, runs, no_training):
-    folder = run_folder(SPEC, runs)
+    folder = runs / resolve(SPEC).id
     folder.mkdir(parents=True)
     hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", hold, folder / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -288,11 +233,11 @@ def test_the_lock_is_given_back(capsys, runs, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr("gpvae.train.train_step", step)
         with pytest.raises(FloatingPointError) as kept: run(SPEC, runs, "cpu", bar=False)
-    assert run(SPEC, runs, "cpu", bar=False).metrics["epochs"] == 2 and kept.value
+    assert run(SPEC, runs, "cpu", bar=False).row["epochs"] == 2 and kept.value
 
 def test_loss_that_is_not_finite(capsys, runs):
     err = refused(capsys, "--method", "vae", "--set", "lr=1e30")
-    assert "gpvae_run: step " in err and "the last good checkpoint is kept, try a smaller lr or max_norm" in err
+    assert "gpvae run: step " in err and "the last good checkpoint is kept, try a smaller lr or max_norm" in err
     assert not list(runs.rglob("metrics.json"))
 
 # --- images of another size ------------------------------------------------------------------------------------------------------------------
@@ -310,12 +255,3 @@ def test_images_of_another_size_are_told_from_other_faults(network):
     with pytest.raises(InputError, match=r"^images \[1, 12, 12\] have 144 pixels, the model's 64$"): model.posterior(torch.ones(3, 1, 12, 12))
     assert all(part.training for part in model.modules())
     with pytest.raises(RuntimeError, match="cannot be multiplied"): model.posterior(torch.zeros(3, *shape))
-
-def test_a_reader_who_stops_is_no_error():
-    "As in `gpvae_run … | head -1`: no traceback, and the status of a command that went well."
-    code = "import sys; from gpvae.study.commands import _guarded; sys.exit(_guarded(lambda: [print('x' * 99) for _ in range(10**5)], 'name'))"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    child.stdout.readline()
-    child.stdout.close()
-    said = child.stderr.read().decode()
-    assert child.wait() == 0 and not said, said

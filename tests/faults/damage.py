@@ -5,32 +5,29 @@ import os
 import random
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
 
 from faults import Tally, outcome
+from gpvae.data import load
 from gpvae.evaluation.ais import AISConfig
-from gpvae.data import load, prepare_splits
-from gpvae.files import device_name, pick_device
 from gpvae.inference.best_gaussian import Climb
-from gpvae.study.gaps import _kept_images, _kept_row
-from gpvae.study.measure import _ONCE, GapSettings, _measure_once, measure_run, measure_split
-from gpvae.study.run import RunResult, load_model, read_spec, run, run_images, time_run
-from gpvae.study.spec import RunSpec
+from gpvae.study.config import RunSpec
+from gpvae.study.gaps import GapSettings, images_of, measure, measure_split, measure_two_sided
+from gpvae.study.run import load_model, open_run, read_config, run, time_run
 from gpvae.study.store import Store
-from gpvae.data import to_float
+from gpvae.study.studies import Study
 from gpvae.train import load_checkpoint
 
-SETTINGS = (("epochs", 2), ("hidden", (16, 16)), ("n_test", 40), ("k", 4))
-SPEC = RunSpec(z_dim=3, n_train=100, settings=SETTINGS)
+SPEC = RunSpec(z_dim=3, settings=dict(epochs=2, hidden=(16, 16), n_train=100, n_test=40, k=4))
 COUNTS = dict(test=12, train=4, valid=12)
-GAPS = GapSettings(AISConfig(temperatures=3, chains=2, leapfrog_steps=1, start="posterior"), Climb(steps=25), samples=10, k=4, simulated=3,
-                   refine_steps=1, chunk=8)
+GAPS = GapSettings(AISConfig(temperatures=3, chains=2, leapfrog_steps=1, start="posterior"), Climb(steps=25),
+                   samples=10, k=4, simulated=3, chunk=8)
 BLOCK = 48 # bytes
 
 class Kept(NamedTuple):
@@ -52,19 +49,16 @@ def content(value: object) -> object:
 
 # --- one finished run, and another ----------------------------------------------------------------------------------------------------------
 
-def finished(folder: Path, seed: int) -> tuple[Path, Path, Path]:
-    "A run with times and gaps, a store with its rows, and a prepared copy: the three folders."
+def finished(folder: Path, seed: int) -> tuple[Path, Store, Path]:
+    "A run with times and gaps, a store with its rows, and a prepared copy: folder, store, folder."
     data, spec = folder / "data", dataclasses.replace(SPEC, seed=seed)
     os.environ["GPVAE_DATA"] = str(data)
-    result = run(spec, folder / "runs", "cpu", bar=False)
+    result, store = run(spec, folder / "runs", "cpu", bar=False), Store(folder / "store")
     time_run(result.folder, "cpu", repeats=2)
-    result, store = RunResult.open(result.folder, spec), Store(folder / "store")
-    store.keep([result])
-    measured = measure_run(result.folder, COUNTS, GAPS, "cpu")
-    row = _kept_row(result, measured, GAPS, device_name(pick_device("cpu")))
-    store.keep_gaps(row, _kept_images(row["spec"], measured))
-    store.keep_refits([{"spec": row["spec"], "part": "heads", "fitted": "test images", "method": "gpvae", "seed": seed, "settings": "", "won": 0.1}])
-    return result.folder, store.folder, next((data / "prepared").iterdir())
+    result = open_run(result.folder, spec)
+    store.keep([result], [result.config.id])
+    measure(Study("one", "One", (spec,)), store, folder / "runs", COUNTS, GAPS, seed, "cpu", bar=False)
+    return result.folder, store, next((data / "prepared").iterdir())
 
 def other_images(folder: Path) -> Path:
     "A prepared copy of other images of the same shapes."
@@ -84,34 +78,33 @@ def kept_files(folder: Path) -> list[Kept]:
     os.environ["GPVAE_DATA"] = str(data)
     prepared, other_prepared = next((data / "prepared").iterdir()), other_images(data / "other")
     files = [Kept(path.name, path, (other / path.name).read_bytes(), read) for path, read in run_readers(mine)]
-    kept = Store(store)
-    tables = dict(runs=kept.runs, modes=kept.modes, gaps=kept.gaps, refit=kept.refits)
-    rows, gap_rows, same = kept.runs(), kept.gaps(), lambda p: (other_store / p.relative_to(store)).read_bytes()
-    files += [Kept(p.name, p, same(p), tables[p.stem]) for p in sorted(store.glob("*.csv"))]
-    sums = store / "SHA256SUMS"
-    files.append(Kept(sums.name, sums, same(sums), lambda: [read() for read in tables.values()]))
-    for p in sorted((store / "images").glob("*.npz")):
-        gaps = p.name.startswith("gaps-")
-        read = (lambda: kept.gap_images(gap_rows)) if gaps else (lambda: kept.images(rows))
-        files.append(Kept("images/gaps-….npz" if gaps else "images/….npz", p, same(p), read))
-    for p in sorted(prepared.iterdir()):
-        kind = "prepared meta.json" if p.suffix == ".json" else f"prepared {p.name[0]}_….npy"
-        files.append(Kept(kind, p, (other_prepared / p.name).read_bytes(), lambda: load("digits", data)))
+    tables = ("runs", "modes", "gaps")
+    for name in tables:
+        path = store.folder / f"{name}.csv"
+        files.append(Kept(path.name, path, (other_store.folder / path.name).read_bytes(), partial(store.table, name)))
+    sums = store.folder / "SHA256SUMS"
+    read_all = lambda: [store.table(name) for name in tables]
+    files.append(Kept(sums.name, sums, (other_store.folder / sums.name).read_bytes(), read_all))
+    for kind in ("runs", "gaps"):
+        path = store.folder / kind / f"{mine.name}.npz"
+        other_path = other_store.folder / kind / f"{other.name}.npz"
+        files.append(Kept(f"{kind}/....npz", path, other_path.read_bytes(), partial(store.arrays, mine.name, kind)))
+    for path in sorted(prepared.iterdir()):
+        kind = "prepared meta.json" if path.suffix == ".json" else f"prepared {path.name[0]}_....npy"
+        files.append(Kept(kind, path, (other_prepared / path.name).read_bytes(), lambda: load("digits", data)))
     return files
 
 def run_readers(mine: Path) -> list[tuple[Path, Callable]]:
     "The files in the folder of a run, and how each is read."
-    model, (spec, data) = load_model(mine), run_images(mine)
-    splits = prepare_splits(data, spec.binarisation)
-    opened = lambda: RunResult.open(mine)
+    model, config = load_model(mine), read_config(mine)
+    x, _, binarisation = images_of(config, COUNTS, torch.device("cpu"))
+    opened = lambda: open_run(mine)
     weights = lambda: (load_checkpoint(mine / "checkpoint.safetensors"), load_model(mine).state_dict())
-    readers = {"checkpoint.safetensors": weights, "per_image.safetensors": opened, "metrics.json": opened, "timing.json": opened,
-               "spec.json": lambda: (read_spec(mine), run_images(mine)[1].checksum)}
-    for split in ("train", "test", "valid"):
-        x = getattr(splits, split)[:COUNTS[split]]
-        readers[f"gap_{split}.npz"] = lambda split=split, x=x: measure_split(mine, model, split, x, splits.eval_binarisation, GAPS)
-    batch = to_float(splits.test[:12], splits.eval_binarisation)
-    for name in _ONCE: readers[f"gap_{name}.npz"] = lambda name=name: _measure_once(mine, model, name, batch, GAPS)
+    readers = {"checkpoint.safetensors": weights, "per_image.safetensors": opened, "metrics.json": opened,
+               "timing.json": opened, "config.json": lambda: vars(read_config(mine)),
+               "gap_simulated.npz": lambda: measure_two_sided(mine, model, x["test"], GAPS)}
+    for split in x:
+        readers[f"gap_{split}.npz"] = partial(measure_split, mine, model, split, x[split], binarisation, GAPS)
     return [(mine / name, read) for name, read in readers.items()]
 
 # --- four ways to damage a file -----------------------------------------------------------------------------------------------------------------
@@ -172,7 +165,6 @@ def main(places: int) -> int:
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         files = kept_files(Path(folder))
-        with mock.patch("gpvae.study.store.time.sleep", lambda seconds: None): # no other process is writing
-            for file in files: damage_file(file, places, tally)
+        for file in files: damage_file(file, places, tally)
     print(f"{len(files)} files, {len(DAMAGES)} kinds of damage, {places} places each")
     return tally.report("damaged file")

@@ -4,7 +4,6 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args, get_origin
@@ -30,10 +29,12 @@ from gpvae.likelihoods import Bernoulli
 from gpvae.networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
 from gpvae.inference.best_gaussian import Climb, best_gaussians
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
-from gpvae.study.catalogue import page
-from gpvae.study.commands import gap_command, reproduce_command, run_command
-from gpvae.study.measure import GapSettings
-from gpvae.study.spec import METHODS, RunSpec, Settings, build_model, check_spec, load_images, method_options
+from gpvae.study.cli import main as command
+from gpvae.study.config import SECTION_OF, RunSpec, declared_kind, merge_settings, resolve, usual_settings
+from gpvae.study.gaps import GapSettings
+from gpvae.study.methods import encoder_options
+from gpvae.study.studies import parse_study
+from models import build_model
 from gpvae.evaluation.timing import milliseconds
 from gpvae.train import TrainConfig, train, validation_bound
 from gpvae.evaluation.scores import scores
@@ -57,37 +58,38 @@ MANY = [5, 0.5, "ab", ("a",), (NAN,), (True,), [3, 4], (-1,), ((1,),), None]
 
 def wrong_settings() -> Iterator[Bad]:
     "Every setting with values of another kind or outside its range."
-    for f in fields(Settings):
-        kinds, many = get_args(f.type) or (f.type,), get_origin(f.type) is tuple
-        values = MANY if many else {int: WHOLE, float: NUMBERS, str: [v for v in (5, None, True, "", "mpl", ("mlp",)) if v != f.default]}[kinds[0]]
-        if type(None) not in kinds and not many and kinds[0] is not str: values = [*values, None]
-        for v in values: yield Bad("settings", f"{f.name}={v!r}", partial(check_spec, RunSpec(settings=((f.name, v),))))
+    usual = usual_settings(RunSpec())
+    merged = lambda key, v: merge_settings(RunSpec(settings=((key, v),)))
+    for key in SECTION_OF:
+        kind, default = declared_kind(key, usual[key]), usual[key]
+        kinds, many = get_args(kind) or (kind,), get_origin(kind) is tuple
+        words = [v for v in (5, None, True, "", "mpl", ("mlp",)) if v != default]
+        values = MANY if many else {int: WHOLE, float: NUMBERS, str: words, bool: ["x", 5, None]}[kinds[0]]
+        if type(None) not in kinds and not many and kinds[0] in (int, float): values = [*values, None]
+        for v in values: yield Bad("settings", f"{key}={v!r}", partial(merged, key, v))
     for key in ("hidden", "milestones"):
         for v in {"hidden": [(), (0,), (8, 0), (1.5,)], "milestones": [(9., 3.), (3., 3.), (INF,)]}[key]:
-            yield Bad("settings", f"{key}={v!r}", partial(check_spec, RunSpec(settings=((key, v),))))
-    for v in (":", "vae:", "vae:epochs", "vae:epochs=x", "vae:lr=0", "vae:no_such=3", "vae gpvae"): yield Bad("settings", f"decoder={v!r}", partial(check_spec, RunSpec(settings=(("decoder", v),))))
+            yield Bad("settings", f"{key}={v!r}", partial(merged, key, v))
     for key, v in (("lr", 0), ("lr_factor", 0), ("lr_factor", 1.1), ("max_norm", 0), ("inflation", 0), ("no_such", 1), ("", 1), (5, 1), (None, 1)):
-        yield Bad("settings", f"{key}={v!r}", lambda key=key, v=v: check_spec(RunSpec(settings=((key, v),))))
+        yield Bad("settings", f"{key}={v!r}", partial(merged, key, v))
 
 def wrong_identities() -> Iterator[Bad]:
     "Every field of a specification."
     words = [None, 5, True, "", "x y", "../digits", b"digits", ("vae",), NAN]
-    values = dict(z_dim=[*WHOLE, None], seed=[v for v in [*WHOLE, None, 10**13] if v != 0], n_train=[v for v in WHOLE], dataset=[*words, "nowhere.npz", ".npz", "/"], method=[*words, "VAE"],
+    values = dict(z_dim=[*WHOLE, None, 10**8], seed=[v for v in [*WHOLE, None, 10**13] if v != 0], dataset=[*words, "nowhere.npz", ".npz", "/"], method=[*words, "VAE"],
                   budget=[*words, "CPU"], likelihood=[v for v in words if v is not None], binarisation=[v for v in words if v is not None],
                   settings=[5, "lr", ("lr",), (("lr", 0.1, 2),), (("lr", 0.1), ("lr", 0.1))])
     for name, some in values.items():
-        for v in some: yield Bad("specifications", f"{name}={v!r}", lambda name=name, v=v: load_images(RunSpec(**{name: v})))
-    for spec in (RunSpec(binarisation="static"), RunSpec(binarisation="none"), RunSpec(n_train=5000), RunSpec(settings=(("n_valid", 5000),)), RunSpec(settings=(("n_test", 5000),)),
-                 RunSpec(n_train=50, settings=(("n_train", 60),))):
-        yield Bad("specifications", repr(spec), partial(load_images, spec))
+        for v in some: yield Bad("specifications", f"{name}={v!r}", lambda name=name, v=v: resolve(RunSpec(**{name: v})))
+    for more in (dict(binarisation="static"), dict(binarisation="none"), dict(settings=dict(n_train=5000)), dict(settings=dict(n_valid=5000)), dict(settings=dict(n_test=5000)),
+                 dict(parent=RunSpec(seed=1)), dict(parent=RunSpec(z_dim=3)), dict(parent=RunSpec(parent=RunSpec()))):
+        yield Bad("specifications", repr(more), lambda more=more: resolve(RunSpec(**more)))
 
 def wrong_options() -> Iterator[Bad]:
     "Every option of every family of methods."
-    def made(spec):
-        check_spec(spec)
-        return build_model(RunSpec(**{**vars(spec), "likelihood": "bernoulli"}), (1, 8, 8))
+    made = lambda spec: build_model(spec, (1, 8, 8))
     for method in ("gpvae", "vae-dropout", "vlae", "svi", "sa-4", "gpvae+sa-2", "iaf-2", "hf-2", "me-3", "rme-3"):
-        for key, default in method_options(method).items():
+        for key, default in encoder_options(method).items():
             if isinstance(default, bool): values = ["x", 5, None, 0.5]
             elif isinstance(default, int): values = ["x", NAN, True, None, -1, 2**70]
             elif isinstance(default, float): values = ["x", NAN, True, None, (1.,), INF, -1.] if key != "forget_bias" else ["x", NAN, None, INF]
@@ -224,7 +226,7 @@ def wrong_files() -> Iterator[Bad]:
 
 # --- commands ---------------------------------------------------------------------------------------------------------------------------------------------
 
-def said(command: Callable, argv: list[str]) -> str:
+def said(*argv: str) -> str:
     "Raise `InputError` with what a command says where it ends with status 2 and nothing printed; else return what happened."
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -233,28 +235,31 @@ def said(command: Callable, argv: list[str]) -> str:
     if status == 2 and not out.getvalue(): raise InputError(err.getvalue().removesuffix("\n"))
     return f"status {status}: {out.getvalue()}{err.getvalue()}"
 
-SHARED = [["--dataset", "digitz"], ["--dataset", ""], ["--dataset", "/nowhere/a.npz"], ["--dataset", "a\nb"], ["--dataset"], ["--budget", "cpuu"], ["--budget", ""], ["--device", "tpu"], ["--device", "cuda:99"], ["--device", "cuda"],
-          ["--device", ""], ["--device", "cpu:x"], ["--device", "mps"], ["--runs"], ["--nonsense"], ["--nonsense", "3"], ["word"], ["--quiet", "yes"], ["--data", "digits"]]
-PAGED = [["--methods"], ["--methods", "vea"], ["--methods", ""], ["--methods", "vae", "gpvea"], ["--out", "/proc/nowhere"], ["--out", "/dev/null/a"], ["--out"]]
-RUN = [["--method", "vea"], ["--method", ""], ["--z_dim", "0"], ["--z_dim", "-2"], ["--z_dim", "1.5"], ["--z_dim", "x"], ["--z_dim", "nan"], ["--z_dim", str(2**64)], ["--seed", "-1"], ["--seed", "x"], ["--seed", "1e3"], ["--seed", str(2**64)],
-       ["--likelihood", "normal"], ["--n_train", "0"], ["--n_train", "x"], ["--n_train", "99999"], ["--binarisation", "static"], ["--binarisation", "none"], ["--binarisation", "x"], ["--set"], ["--set", ""], ["--set", "="], ["--set", "=3"],
-       ["--set", "epochs"], ["--set", "epochs="], ["--set", "epochs=0"], ["--set", "epochs=__import__('os')"], ["--set", "lr=1e999"], ["--set", "lr=-1"], ["--set", "lr=nan"], ["--set", "hidden=8"], ["--set", "hidden=()"], ["--set", "hidden=(8,"],
-       ["--set", "milestones=(3.,2.)"], ["--set", "epochs=" + "(" * 500], ["--set", "epochs=3", "--set", "epochs=4"], ["--set", "n_train=5", "--n_train", "6"], ["--set", "covariance=x"], ["--set", "network=conv", "--method", "vlae"],
-       ["--set", "batch_size=0"], ["--set", "k=0"], ["--position", "x"], ["--runs", "/proc/nowhere"], ["--runs", "/dev/null/a"], ["--set", "hidden=(8,8)\nlr=3"], ["--set", "dropout=1.", "--method", "vae-dropout"]]
-REPRODUCE = [["--jobs", "0"], ["--jobs", "-1"], ["--jobs", "x"], ["--seeds", "0"], ["--seeds", "x"], ["--seeds", "-1"], ["--study", "x"], ["--study", ".."], ["--study", "sizes", "--jobs", "0"], ["--study", "sizes", "--out", "/proc/nowhere"]]
-GAP = [["--seed", "-1"], ["--seed", "x"], ["--test", "0"], ["--test", "1"], ["--test", "x"], ["--train", "1"], ["--valid", "0"], ["--valid", "-5"], ["--temperatures", "0"], ["--temperatures", "x"], ["--chains", "0"], ["--chains", "-1"],
-       ["--refine_steps", "0"], ["--start", "x"], ["--start", ""], ["--page", "../evil"], ["--page", "a/b"], ["--page", ""], ["--page", ".x"], ["--page", "a\nb"], ["--page", "/tmp/x"], ["--runs", "/nowhere"], []]
+SHARED = [["--dataset", "digitz"], ["--dataset", "/nowhere/a.npz"], ["--dataset", "a\nb"], ["--dataset"], ["--budget", "cpuu"], ["--device", "tpu"], ["--device", "cuda:99"], ["--device", "cuda"],
+          ["--device", ""], ["--device", "cpu:x"], ["--device", "mps"], ["--runs"], ["--nonsense"], ["--nonsense", "3"], ["word"], ["--quiet", "yes"], ["--data", "digits"], ["--set"], ["--set", ""], ["--set", "="],
+          ["--set", "=3"], ["--set", "epochs"], ["--set", "epochs="], ["--set", "epochs=0"], ["--set", "epochs=__import__('os')"], ["--set", "lr=1e999"], ["--set", "lr=-1"], ["--set", "lr=nan"], ["--set", "hidden=8"],
+          ["--set", "hidden=()"], ["--set", "hidden=(8,"], ["--set", "milestones=(3.,2.)"], ["--set", "epochs=" + "(" * 500], ["--set", "epochs=3", "--set", "epochs=4"], ["--set", "covariance=x"],
+          ["--set", "batch_size=0"], ["--set", "k=0"], ["--set", "hidden=(8,8)\nlr=3"], ["--likelihood", "normal"], ["--set", "n_train=0"], ["--set", "n_train=x"], ["--set", "n_train=99999"]]
+RUN = [["--dataset", ""], ["--budget", ""], ["--method", "vea"], ["--method", ""], ["--z_dim", "0"], ["--z_dim", "-2"], ["--z_dim", "1.5"], ["--z_dim", "x"], ["--z_dim", "nan"], ["--z_dim", str(2**64)], ["--z_dim", "100000000"], ["--seed", "-1"], ["--seed", "x"],
+       ["--seed", "1e3"], ["--seed", str(2**64)], ["--binarisation", "static"], ["--binarisation", "none"], ["--binarisation", "x"], ["--set", "network=conv", "--method", "vlae"], ["--position", "x"], ["--runs", "/proc/nowhere"],
+       ["--runs", "/dev/null/a"], ["--set", "dropout=1.", "--method", "vae-dropout"], ["--spec", "{"], ["--spec", "[]"], ["--spec", '{"z": 3}']]
+PAGED = [["--methods"], ["--methods", "vea"], ["--methods", ""], ["--methods", "vae", "gpvea"], ["--out", "/proc/nowhere"], ["--out", "/dev/null/a"], ["--out"], ["--jobs", "0"], ["--jobs", "-1"], ["--jobs", "x"], ["--seeds", "0"],
+         ["--seeds", "x"], ["--seeds", "-1"], ["--seeds", "10000000"], ["--z_dims", "0"], ["--z_dims", "x"], ["--z_dims", "1e3"], ["--z_dims", "9" * 5000], ["--study", "x"], ["--study", ".."], ["--study", "/nowhere.json"]]
+GAP = [["--seed", "-1"], ["--seed", "x"], ["--seed", "3"], ["--test", "0"], ["--test", "1"], ["--test", "x"], ["--train", "1"], ["--valid", "0"], ["--valid", "-5"], ["--temperatures", "0"], ["--temperatures", "x"], ["--chains", "0"], ["--chains", "-1"]]
 
 def wrong_commands() -> Iterator[Bad]:
-    "Options of the three commands."
-    root = lambda: Path(os.environ["GPVAE_RUNS"]).parent
-    tiny = ["--set", "checkpoint_seconds=9", "--quiet"]
-    for argv in [*SHARED, *RUN]: yield Bad("gpvae_run", " ".join(argv)[:60], lambda argv=argv: said(run_command, [*tiny, *argv]))
+    "Options of the commands."
+    out = lambda: ["--out", str(Path(os.environ["GPVAE_RUNS"]).parent / "out")]
+    for argv in [*SHARED, *RUN]: yield Bad("gpvae run", " ".join(argv)[:60], partial(said, "run", "--quiet", *argv))
     # Without a method there is nothing to train, should a bad option be taken
-    for argv in [*SHARED, *PAGED, *REPRODUCE]: yield Bad("gpvae_reproduce", " ".join(argv)[:60], lambda argv=argv: said(reproduce_command, ["--out", str(root() / "out"), "--methods", "svi", *argv, "--quiet"]))
-    for argv in [*SHARED, *PAGED, *GAP]: yield Bad("gpvae_gap", " ".join(argv)[:60], lambda argv=argv: said(gap_command, ["--out", str(root() / "out"), *argv, "--quiet"]))
-    for args in (("digits", "x"), ("digits", "smoke", ["x"]), ("digits", "smoke", None, 0), ("digits", None)):
-        yield Bad("pages", repr(args), partial(page, *args))
+    for argv in [*SHARED, *PAGED]:
+        yield Bad("gpvae reproduce", " ".join(argv)[:60], lambda argv=argv: said("reproduce", *out(), *([] if "--study" in argv else ["--methods", "gpvae"]), *argv, "--quiet"))
+    for argv in [*SHARED, *PAGED, *GAP]: yield Bad("gpvae gap", " ".join(argv)[:60], lambda argv=argv: said("gap", *out(), *argv, "--quiet"))
+    for argv in [*SHARED, *PAGED]:
+        if argv[0] in ("--device", "--out", "--jobs"): continue # nothing is started
+        yield Bad("gpvae plan", " ".join(argv)[:60], lambda argv=argv: said("plan", *argv, "--quiet"))
+    for words in (dict(budget="x"), dict(methods=["x"]), dict(seeds=0), dict(z_dims=[0.5]), dict(z_dims=[True]), dict(study="digits", seeds=2), dict(settings="lr")):
+        yield Bad("studies", repr(words), partial(parse_study, **words))
 
 TABLES = (wrong_settings, wrong_identities, wrong_options, wrong_encoders, wrong_posteriors, wrong_pixels, wrong_numbers, wrong_files, wrong_commands)
 
@@ -263,7 +268,7 @@ def no_training(*args, **kwargs): raise AssertionError("a run has started")
 def main(every: int) -> int:
     from unittest import mock
     tally = Tally()
-    with tempfile.TemporaryDirectory() as folder, mock.patch("gpvae.study.run.train", no_training), mock.patch("gpvae.study.reproduce._start", no_training):
+    with tempfile.TemporaryDirectory() as folder, mock.patch("gpvae.study.run.train", no_training), mock.patch("gpvae.study.launch.Launcher.start", no_training):
         for name in ("GPVAE_DATA", "GPVAE_RUNS"):
             os.environ[name] = str(Path(folder) / name)
             Path(os.environ[name]).mkdir()

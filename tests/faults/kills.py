@@ -16,17 +16,18 @@ import quick # noqa: F401
 import nbformat
 
 from faults import CLEAR, SILENT, TRACEBACK, Tally
-from gpvae.study.reproduce import render, time_missing
-from gpvae.study.run import TIMES, RunResult, run
-from gpvae.study.run import run_folder as folder_of
-from gpvae.study.store import Store, checkout
+from gpvae.study.config import RunSpec, resolve
+from gpvae.study.report import render
+from gpvae.study.run import TIMES, open_run, run, time_run
+from gpvae.study.store import Store
+from gpvae.study.studies import Study
 from gpvae.train import load_checkpoint
 from test_resume import NOT_OF_THE_RESULT, result
 from test_resume import SPEC as LONG
 
 SECONDS = 330. # then no new kill
 EPOCHS = 10
-SPEC = dataclasses.replace(LONG, settings=tuple((k, EPOCHS if k == "epochs" else v) for k, v in LONG.settings))
+SPEC = LONG.change(epochs=EPOCHS)
 OTHER = dataclasses.replace(SPEC, seed=1)
 
 class Job(NamedTuple):
@@ -40,25 +41,30 @@ def data_of(folder: Path) -> None: os.environ["GPVAE_DATA"] = str(folder / "data
 
 def run_folder(folder: Path) -> Path:
     data_of(folder)
-    return folder_of(SPEC, folder / "runs")
+    return folder / "runs" / resolve(SPEC).id
 
 # --- a run: images, training, evaluation, times, rows ----------------------------------------------------------------------------------------
 
-def finish(folder: Path, spec=SPEC) -> list[RunResult]:
+def finish(folder: Path, spec: RunSpec = SPEC) -> None:
+    "Train, judge, time and keep a run."
     data_of(folder)
-    return time_missing([run(spec, folder / "runs", "cpu", bar=False)], "cpu")
+    at = run(spec, folder / "runs", "cpu", bar=False).folder
+    if not (at / "timing.json").exists(): time_run(at, "cpu", repeats=5)
 
-def keep(folder: Path) -> None: Store(folder / "store").keep(finish(folder))
+def keep(folder: Path) -> None:
+    finish(folder)
+    result_of = open_run(run_folder(folder), SPEC)
+    Store(folder / "store").keep([result_of], [result_of.config.id])
 
 def of_run(folder: Path) -> dict:
-    "A run, and all rows and images in the store; its times must be there, whatever they are."
-    run_of, store = run_folder(folder), Store(folder / "store")
-    rows = store.runs()
-    images = {k: v.tobytes() for k, v in store.images(rows).items()}
-    times = [k for k in TIMES if not RunResult.open(run_of).metrics[k] > 0]
-    parts = zip(("metrics", "history", "numbers of images", "weights"), result(run_of), strict=True)
-    return dict(parts) | {"rows": rows.drop(columns=[*NOT_OF_THE_RESULT, *TIMES]).to_csv(), "modes": store.modes().to_csv(),
-                          "images of the store": images, "times that were not measured": times}
+    "A run, and its rows and arrays in the store; its times must be there, whatever they are."
+    at, store = run_folder(folder), Store(folder / "store")
+    times = [k for k in TIMES if not open_run(at).row[k] > 0]
+    rows = store.table("runs").drop(columns=[c for c in (*NOT_OF_THE_RESULT, *TIMES) if c in store.table("runs")])
+    arrays = {run: {k: v.tobytes() for k, v in store.arrays(run).items()} for run in rows["run"]}
+    parts = zip(("row", "history", "numbers of images", "weights"), result(at), strict=True)
+    return dict(parts) | {"rows": rows.to_csv(), "modes": store.table("modes").to_csv(), "arrays": arrays,
+                          "times that were not measured": times}
 
 def stage(folder: Path) -> str:
     if not list((folder / "data").glob("prepared/digits*")): return "preparing images"
@@ -71,7 +77,8 @@ def stage(folder: Path) -> str:
 # --- saving alone: a finished run, and a store that has rows and images of another --------------------------------------------------------------
 
 def finished(folder: Path) -> None:
-    Store(folder / "store").keep(finish(folder, OTHER))
+    finish(folder, OTHER)
+    Store(folder / "store").keep([open_run(folder / "runs" / resolve(OTHER).id, OTHER)])
     finish(folder)
 
 def saving(folder: Path) -> str:
@@ -79,23 +86,22 @@ def saving(folder: Path) -> str:
     old, new = ({p.name: p.read_bytes() for p in (at / "store").rglob("*") if p.is_file()} for at in (folder.parent / "start", folder))
     return "saving" if old != new else "before saving"
 
-# --- rendering: the committed rows, and no page -------------------------------------------------------------------------------------------------
-
-def committed(folder: Path) -> None:
-    shutil.copytree(checkout() / "nbs" / "results", folder / "store", ignore=shutil.ignore_patterns("*.ipynb", ".*"))
+# --- rendering: a store with a run, and no page --------------------------------------------------------------------------------------------------
 
 def draw(folder: Path) -> None:
+    data_of(folder)
     os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / "jupyter") # a killed process leaves the kernel's ports there
-    render("digits", "smoke", folder / "runs", folder / "store")
+    render(Study("page", "A page", (SPEC,), reference="gpvae"), Store(folder / "store"))
 
 def of_page(folder: Path) -> dict:
-    page, files = nbformat.read(folder / "store" / "digits.ipynb", as_version=4), sorted((folder / "store").rglob("*"))
+    page, files = nbformat.read(folder / "store" / "page.ipynb", as_version=4), sorted((folder / "store").rglob("*"))
     return {"page": [(c.cell_type, c.source, c.metadata, c.get("outputs")) for c in page.cells],
-            "files": [(p.name, p.is_file() and p.suffix != ".ipynb" and p.read_bytes()) for p in files if p.name != ".lock"]}
+            "html": (folder / "store" / "page.html").read_text(),
+            "files": [(p.name, p.is_file() and p.suffix in (".csv", ".npz") and p.read_bytes()) for p in files if p.name != ".lock"]}
 
 # --- kills ----------------------------------------------------------------------------------------------------------------------------------------
 
-JOBS = {"rendering": Job(committed, draw, of_page, lambda folder: "rendering"),
+JOBS = {"rendering": Job(keep, draw, of_page, lambda folder: "rendering"),
         "saving": Job(finished, keep, of_run, saving),
         "a run": Job(lambda folder: None, keep, of_run, stage)}
 
@@ -119,8 +125,7 @@ def whole(work: Callable, folder: Path) -> float:
 
 def children(pid: int) -> list[int]:
     "Processes that a process has started, where the system tells."
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(p) for p in path.read_text().split()] if path.exists() else []
+    return [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
 
 def killed(work: Callable, folder: Path, after: float) -> tuple[int, list[int]]:
     "Kill the work after so many seconds: the exit code, and the processes that it had started."
