@@ -265,10 +265,25 @@ def unfinished(nb):
             if re.search(r"\(\n\s*\*args, \*\*kwargs\n\)", "".join(o.get("data", {}).get("text/markdown", "")))]
 
 
+def lost_lines(nb):
+    "Quarto drops the line breaks of a `source` that is a string: in what it reads it is a list of lines."
+    return [f"cell {i} has a string of several lines as its source" for i, c in enumerate(nb["cells"])
+            if isinstance(c["source"], str) and "\n" in c["source"]]
+
+
+def nested_links(nb):
+    "A link inside a link is none, and private names have no place to link to."
+    return [f"cell {i} has a link that nbdev spoilt: {hit[0][:80]}" for i, text in texts(nb, "text/markdown")
+            for pattern in (make_site.NESTED_LINK, make_site.PRIVATE_LINK) if (hit := pattern.search(prose(text)))]
+
+
+PROCESSED = (bad_outputs, fences, references, collisions, unfinished, lost_lines, nested_links)
+
+
 def check_processed(path):
     "All faults of one notebook as nbdev hands it to Quarto."
     nb = read(path)
-    return [f for check in (bad_outputs, fences, references, collisions, unfinished) for f in check(nb)]
+    return [f for check in PROCESSED for f in check(nb)]
 
 
 def anchors(nb):
@@ -355,14 +370,10 @@ def check_config(config, nbs):
            [f"_quarto.yml: {hit[0]} is remote" for hit in [REMOTE.search(yaml.safe_dump(config, width=10**6))] if hit]
 
 
-def html_name(page):
-    return re.sub(r"(^|/)\d+[a-zA-Z0-9]*_", r"\1", page).removesuffix(".ipynb") + ".html"
-
-
 def check_names(pages):
     "nbdev drops the number of a page: two pages must not become one file."
-    names = Counter(map(html_name, pages))
-    return [f"{', '.join(p for p in pages if html_name(p) == name)}: all become {name}" for name, n in names.items() if n > 1]
+    names = Counter(map(make_site.html_name, pages))
+    return [f"{', '.join(p for p in pages if make_site.html_name(p) == name)}: all become {name}" for name, n in names.items() if n > 1]
 
 
 def check_titles(nbs, pages):
@@ -394,7 +405,7 @@ def resolved(target, here):
 def check_links(nbs, path, config, pages, files=()):
     "Links from one page to another, nbdev's own among them, lead to a page that Quarto renders; those to data to a file it publishes."
     here, shown = path.parent.relative_to(nbs).as_posix(), rendered(config, pages)
-    known, files = {html_name(p) for p in shown} | set(shown), sorted({*files} - {*shown})
+    known, files = {make_site.html_name(p) for p in shown} | set(shown), sorted({*files} - {*shown})
     published = set(selected(config["project"].get("resources") or [], files))
     faults = []
     for target, _ in links(path):
@@ -475,7 +486,7 @@ def check(root, proc=make_site.process):
     except Exception as e:
         return faults + [f"nbdev cannot process a page: {e}"]
     there = [p for p in shown if (done / p).exists()]
-    places = {name: anchors(read(done / p)) for p in there for name in (p, html_name(p))}
+    places = {name: anchors(read(done / p)) for p in there for name in (p, make_site.html_name(p))}
     for p in there:
         found = check_processed(done / p) + check_links(done, done / p, config, pages, inside) + check_anchors(nbs, nbs / p, places)
         faults += [f"{p}: {f}" for f in found]

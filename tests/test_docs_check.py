@@ -1,7 +1,10 @@
 "The checks of the site and of the tree find what they are there to find."
+import base64
+import contextlib
 import copy
 import itertools
 import json
+import struct
 
 import pytest
 
@@ -13,8 +16,8 @@ import sync_check
 
 IDS = map(str, itertools.count())
 
-def markdown(text): return dict(cell_type="markdown", id=next(IDS), metadata={}, source=text)
-def code(text, *outputs, tags=()): return dict(cell_type="code", id=next(IDS), metadata={"tags": list(tags)}, execution_count=None, source=text, outputs=list(outputs))
+def markdown(text): return dict(cell_type="markdown", id=next(IDS), metadata={}, source=text.splitlines(True))
+def code(text, *outputs, tags=()): return dict(cell_type="code", id=next(IDS), metadata={"tags": list(tags)}, execution_count=None, source=text.splitlines(True), outputs=list(outputs))
 def stream(name, text="noise"): return dict(output_type="stream", name=name, text=[text])
 def notebook(*cells): return dict(cells=list(cells), metadata={}, nbformat=4, nbformat_minor=5)
 
@@ -266,21 +269,72 @@ class Pair(NamedTuple):
 """
 def documentation(name): return f"### {name}\n\n```python\ndef {name}(\n    *args, **kwargs\n):\n```\n\n*Two numbers.*"
 
+FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
+FOLDED = '#| code-fold: true\n#| code-summary: "Source: {}"\n'
+
+def finished(*cells, original=(), name="page.ipynb"):
+    "The sources and the Markdown outputs of a page that is finished."
+    done = make_site.finish(notebook(*cells), notebook(*original), name)["cells"]
+    outputs = [o["data"] for c in done for o in c.get("outputs", [])]
+    return done, [make_site.source(c) for c in done], outputs
+
 def test_finished_page():
-    "Exported source is folded, tables load no script, a NamedTuple shows its fields, results show no code, every page can be downloaded."
+    "Results show no code, every page can be downloaded, and every source is a list of lines: Quarto joins the lines of a string."
     front = dict(cell_type="raw", id="f", metadata={}, source="---\ntitle: A page\n---\n")
-    folds = '#| code-fold: show\n#| code-summary: "Exported source"\nx = 1'
-    nb = notebook(front, code(folds), code("#| code-fold: show\nx = 1"), code("show_doc(Pair)", shown("text/markdown", documentation("Pair"))),
-                  code("show_doc(Other)", shown("text/markdown", documentation("Other"))), code("t", shown("text/html", ["<style scoped>a</style>", "<table>"])))
-    done = make_site.finish(nb, notebook(code(TUPLE)), "results/page.ipynb")
-    text = [make_site.source(c) for c in done["cells"]]
-    assert text[0] == "---\nexecute:\n  echo: false\ntitle: A page\n---\n" and text[1] == folds.replace("show", "true") and "fold: show" in text[2]
-    made = [c["outputs"][0]["data"] for c in done["cells"] if c.get("outputs")]
+    done, text, _ = finished(front, code("import math\n\nx = 1 # one"), name="results/page.ipynb")
+    assert text[0] == "---\nexecute:\n  echo: false\ntitle: A page\n---\n" and "(/notebooks/results/page.ipynb)" in text[-1]
+    assert done[1]["source"] == ["import math\n", "\n", "x = 1 # one"] and all(isinstance(c["source"], list) for c in done)
+    assert "echo" not in finished(dict(front, source="---\ntitle: A page\n---\n"))[1][0]
+
+def test_folded_source():
+    "Neighbours are folded together, under the names that they define; what has an output or is shown stays as it is."
+    _, text, _ = finished(code(FOLD + "A = 1"), code(""), code(FOLD + "@f\nclass B: pass"), markdown("Text."), code(FOLD + "def c(): pass"),
+                          code("#| code-fold: show\nx = 1"), code(FOLD + "a = b = c = d = e = 1"))
+    assert text[0] == FOLDED.format("A, B") + "A = 1\n\n@f\nclass B: pass" and text[2] == FOLDED.format("c") + "def c(): pass"
+    assert text[3] == "#| code-fold: show\nx = 1" and text[4].startswith(FOLDED.format("a, b, c, d and 1 more"))
+
+def test_documentation_of_classes():
+    "A NamedTuple shows its fields, and a class is no `def`."
+    plain = "### C\n\n```python\ndef C(\n    x:int, # one\n)->None:\n```\n\n*One.*"
+    made = finished(*(code("show_doc(x)", shown("text/markdown", t)) for t in (documentation("Pair"), documentation("Other"), plain, plain.replace("C", "f"))),
+                    original=[code(TUPLE), code("#| export\n@dataclass\nclass C:\n    x: int # one")])[2]
     assert "class Pair(\n    a: int, # the first, in nats\n    b: int = 2,\n)\n" in made[0]["text/markdown"] and "class Other\n" in made[1]["text/markdown"]
-    assert made[2] == {"text/markdown": "```{=html}\n<table>\n```"}
-    assert "(/notebooks/results/page.ipynb)" in text[-1]
-    other = make_site.finish(notebook(dict(front, source="---\ntitle: A page\n---\n")), notebook(), "page.ipynb")
-    assert "echo" not in make_site.source(other["cells"][0])
+    assert "```python\nclass C(\n    x:int, # one\n)\n```" in made[2]["text/markdown"] and "def f(" in made[3]["text/markdown"]
+
+def test_tables_and_figures_of_a_finished_page():
+    "Tables load no script and have one header row; a figure of 200 dots an inch takes half as many pixels."
+    table = "<style scoped>a</style><table><thead><tr><th></th><th>a</th></tr><tr><th>name</th><th></th></tr></thead><tbody></tbody></table>"
+    figure, coarse = (base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + struct.pack(">I", 900) + b"pHYs" + struct.pack(">I", n)).decode() for n in (7874, 3937))
+    made = finished(code("t", shown("text/html", [table])), code("f", shown("image/png", figure)), code("g", shown("image/png", coarse)))
+    assert made[2][0] == {"text/markdown": "```{=html}\n<table><thead><tr><th>name</th><th>a</th></tr></thead><tbody></tbody></table>\n```"}
+    assert [c["outputs"][0]["metadata"] for c in made[0][1:3]] == [{"image/png": {"width": 450}}, {}]
+
+NESTED = [("[[`evaluate`](/iwae.html#evaluate)](32_iwae.ipynb)", "[`evaluate`](32_iwae.ipynb)"),
+          ("[the [`a`](u) and [`b`](v) pages](w)", "[the `a` and `b` pages](w)"), ("[`_X`](/x.html#_x)", "`_X`"), ("[`A._x`](/x.html#_x)", "`A._x`")]
+GOOD_LINKS = ["[`a`](u) and [b](c)", "[0, 1] of [`a`](u) [x](y)", "`[[a](b)](c)`"]
+
+@pytest.mark.parametrize("text, mended", NESTED + [(t, t) for t in GOOD_LINKS])
+def test_links_inside_links(text, mended):
+    assert finished(markdown(text))[1][0] == mended
+    assert finished(code("1", shown("text/markdown", text)))[2][0]["text/markdown"] == mended
+
+@pytest.mark.parametrize("cell, words", [
+    *((markdown(text), "nbdev spoilt") for text, _ in NESTED), (code("1", shown("text/markdown", NESTED[0][0])), "nbdev spoilt"),
+    *((markdown(text), None) for text in GOOD_LINKS), (dict(code(""), source="import math\nx = 1"), "string of several lines"),
+    (code("import math\nx = 1"), None), (code("x = 1"), None)])
+def test_what_quarto_would_spoil(cell, words):
+    faults = [f for check in (docs_check.lost_lines, docs_check.nested_links) for f in check(notebook(cell))]
+    assert (faults == []) if words is None else (len(faults) == 1 and words in faults[0])
+
+@pytest.mark.parametrize("html, words", [
+    ('<span id="cb1-1"><span class="im">import</span> math</span>\n<span id="cb1-2"><a href="#cb1-2"></a>x <span>&lt;</span> 1</span>', None),
+    ('<span id="cb1-1"><span class="im">import</span> mathx <span>&lt;</span> 1</span>', "1 lines of code"),
+    ('</code></pre><p>::: {.note}</p><pre><code>', "a raw `:::`"), ("print(':::')", None)])
+def test_faults_of_the_made_pages(tmp_path, html, words):
+    page(tmp_path, notebook(code("import math\nx < 1")))
+    (tmp_path / "page.html").write_text(f'<pre><code class="sourceCode python">{html}</code></pre>')
+    faults = make_site.html_faults(tmp_path / "nbs", tmp_path)
+    assert (faults == []) if words is None else (len(faults) == 1 and words in faults[0])
 
 def test_host_of_the_site():
     text = 'website:\n  title: "a"\n  site-url: ""\n'
@@ -292,17 +346,18 @@ def test_site_without_quarto(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="quarto.org") as stop: make_site.main()
     assert "\n" not in str(stop.value)
 
-def test_site_with_quarto(monkeypatch, tmp_path):
-    "Quarto runs where nbdev wrote, and what it makes lands beside the notebooks."
+@pytest.mark.parametrize("said, fails", [("Output created", False), ("WARNING (a.lua:1)", True)])
+def test_site_with_quarto(monkeypatch, tmp_path, said, fails):
+    "Quarto runs where nbdev wrote, what it makes lands beside the notebooks, and its warning fails the build."
     proc, tool = tmp_path / "_proc", tmp_path / "bin/quarto"
     for folder in (proc, tool.parent, tmp_path / "_docs"): folder.mkdir()
     (tmp_path / "_docs/old.html").write_text("old")
-    tool.write_text("#!/bin/sh\nmkdir _docs && echo $@ > _docs/index.html")
+    tool.write_text(f"#!/bin/sh\nmkdir _docs && echo $@ > _docs/index.html; echo '{said}'")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
     monkeypatch.setattr(make_site, "ROOT", tmp_path)
     monkeypatch.setattr(make_site, "process", lambda: proc)
-    make_site.main()
+    with pytest.raises(SystemExit, match="WARNING") if fails else contextlib.nullcontext(): make_site.main()
     assert [p.name for p in (tmp_path / "_docs").iterdir()] == ["index.html"] and "render" in (tmp_path / "_docs/index.html").read_text()
 
 class Method:
