@@ -10,7 +10,7 @@ from gpvae.checks import InputError
 from gpvae.evaluation.iwae import estimate_batch
 from gpvae.posteriors import Posterior
 from gpvae.study.spec import METHODS, RunSpec, Settings, build_model, method_options
-from gpvae.train import TrainConfig, train_step
+from gpvae.train_step import TrainConfig, train_step
 from gpvae.vae import Wrapper, evaluating
 from toys import F64, assert_positive, binary_images, perturb, seeded
 

@@ -13,7 +13,7 @@ from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, antithetic
 from gpvae.study.spec import METHODS, RunSpec, build_model, check_spec
-from gpvae.train import TrainConfig, train_step
+from gpvae.train_step import TrainConfig, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE, LogJoint
 from toys import F64, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model, binary_images, gp_encoder, perturb, seeded
