@@ -12,7 +12,7 @@ from gpvae.posteriors import Posterior
 from gpvae.study.config import SECTION_OF, RunSpec
 from gpvae.study.methods import METHODS, encoder_options
 from models import build_model
-from gpvae.train import TrainConfig, train_step
+from gpvae.train_step import TrainConfig, train_step
 from gpvae.vae import Wrapper, evaluating
 from toys import F64, assert_positive, binary_images, perturb, seeded
 

@@ -13,7 +13,8 @@ from gpvae.files import locked
 from gpvae.study.config import RunSpec, merge_settings
 from gpvae.study.methods import METHODS
 from models import build_model
-from gpvae.train import TrainConfig, adam, refit, train_step
+from gpvae.train import refit
+from gpvae.train_step import TrainConfig, adam, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
 from toys import LinearGaussian, bernoulli_model, binary_images, gp_encoder
@@ -35,7 +36,7 @@ def gradients(model, x, config):
 def drawn(monkeypatch):
     "Dreams of one's choice instead of the model's."
     x = binary_images(18, seed=5)
-    monkeypatch.setattr("gpvae.train.sample_images", lambda model, n, *_: x[:n])
+    monkeypatch.setattr("gpvae.train_step.sample_images", lambda model, n, *_: x[:n])
     return x
 
 # --- a step ----------------------------------------------------------------------------------------------------------------

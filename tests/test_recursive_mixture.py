@@ -13,7 +13,7 @@ from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, GaussianMixture, log_normal
 from gpvae.study.config import RunSpec
 from models import build_model
-from gpvae.train import TrainConfig, adam, train_step
+from gpvae.train_step import TrainConfig, adam, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
 from toys import F64, bernoulli_model, binary_images, perturb, seeded

@@ -15,7 +15,7 @@ from gpvae.posteriors import DiagonalGaussian, antithetic
 from gpvae.study.config import RunSpec, merge_settings
 from gpvae.study.methods import METHODS
 from models import build_model
-from gpvae.train import TrainConfig, train_step
+from gpvae.train_step import TrainConfig, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE, LogJoint
 from toys import F64, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model, binary_images, gp_encoder, perturb, seeded

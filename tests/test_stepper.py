@@ -9,14 +9,16 @@ import torch
 from gpvae.study.config import RunSpec
 from gpvae.study.methods import METHODS
 from models import build_model
-from gpvae.train import Stepper, TrainConfig, _Inputs, _Record, adam, train
+from gpvae.stepper import RecordedStep, Stepper, StepInputs
+from gpvae.train import train
+from gpvae.train_step import TrainConfig, adam
 from toys import seeded
 
 SHAPE = (1, 6, 6)
 CASES = ("vae", "gpvae", "rme-3", "sa-2", "me-3", "iaf-2", "gpvae+sa-1", "vae-dropout")
 WAITING = {"vlae"} # a Cholesky factorisation waits to see whether it succeeded
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available here")
-CONFIG = TrainConfig(epochs=3, batch_size=8, lr=1e-3, kl_warmup=2, noise_warmup=2, milestones=(1, 2), weight_decay=0.2, checkpoint_seconds=0.)
+CONFIG = TrainConfig(epochs=3, batch_size=8, lr=1e-3, lr_warmup=0, kl_warmup=2, noise_warmup=2, milestones=(1, 2), weight_decay=0.2, checkpoint_seconds=0.)
 
 def model_of(method, device="cpu"):
     settings = (("hidden", (16, 12)), ("network", "mlp"))
@@ -59,18 +61,18 @@ def test_the_images_of_each_step_are_those_that_are_asked_for(monkeypatch):
     original = torch.Tensor.__getitem__
     x = torch.arange(36).reshape(-1, 1, 1, 1).expand(-1, *SHAPE).byte().contiguous()
     model = model_of("vae").train()
-    monkeypatch.setattr("gpvae.train.gather", lambda x, index, *rest: seen.append(original(x, index)[:, 0, 0, 0].tolist()) or original(x, index) / 255)
+    monkeypatch.setattr("gpvae.stepper.gather", lambda x, index, *rest: seen.append(original(x, index)[:, 0, 0, 0].tolist()) or original(x, index) / 255)
     step = Stepper(model, adam(model, CONFIG), x, "none", CONFIG, recorded=True)
     for start in (0, 7, 20): step(torch.arange(start, start + 8))
     assert seen == [list(range(start, start + 8)) for start in (0, 7, 20)]
 
 def test_a_graph_reads_nothing_but_tensors(monkeypatch):
     "What a recorded step is handed are the same tensors every time: a number would be frozen into the graph."
-    seen, original = [], Stepper._step
+    seen, original = [], Stepper.make_step
     def step(self, index, inputs, config):
         seen.append((index, *inputs))
         return original(self, index, inputs, config)
-    monkeypatch.setattr(Stepper, "_step", step)
+    monkeypatch.setattr(Stepper, "make_step", step)
     walk("gpvae", True, epochs=2)
     assert all(isinstance(value, torch.Tensor) for call in seen for value in call)
     assert len({tuple(value.data_ptr() for value in call) for call in seen}) == 2 # one set for full batches, one for the smaller one
@@ -122,7 +124,7 @@ def fake_cuda(monkeypatch):
 
 def test_a_graph_is_recorded_once_after_the_warm_up(fake_cuda):
     terms, _, step = walk("gpvae", True)
-    record = next(iter(step._records.values()))
+    record = next(iter(step.records.values()))
     record.cuda, record.calls = True, 0
     index = torch.arange(8)
     for call in range(1, 7):
@@ -147,7 +149,7 @@ def test_a_step_that_cannot_be_recorded_is_eager_from_then_on_and_says_why(fake_
         for call in range(6):
             try: terms.append(step(torch.arange(8)))
             except RuntimeError as e: raise AssertionError("a failed recording ended the training") from e
-            for record in step._records.values(): record.cuda = True
+            for record in step.records.values(): record.cuda = True
         results.append((torch.stack(terms), numbers(model)))
         assert step.why == ("the step cannot be recorded (operation not permitted when stream is capturing)" if recorded else "") and not step.recorded
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
@@ -170,9 +172,9 @@ def test_a_step_that_waits_is_eager_from_the_start_and_says_why(fake_cuda):
         model.encoder.trunk = Waits(model.encoder.trunk, fake_cuda)
         step = Stepper(model, adam(model, CONFIG), x, "stochastic", CONFIG, recorded=first)
         step.seed(0)
-        plain = lambda index, inputs: step._step(index, inputs, CONFIG)
+        plain = lambda index, inputs: step.make_step(index, inputs, CONFIG)
         index, inputs = torch.arange(8), (0.5, 1e-2, 1.)
-        terms = step._first(_Record(plain, index, step.pixels), plain, index, _Inputs(*inputs)) if first else step(index, *inputs)
+        terms = step.first_step(RecordedStep(plain, index, step.pixels), plain, index, StepInputs(*inputs)) if first else step(index, *inputs)
         results.append((terms, numbers(model)))
         assert step.why == ("the host waits for the device (called a synchronizing CUDA operation)" if first else "") and not step.recorded
     for a, b in zip(*results): assert torch.equal(a, b)
@@ -201,7 +203,7 @@ def test_fewer_digits_are_used_where_they_are_asked_for_and_only_there():
 def test_tf32_is_set_within_a_step_and_taken_back(monkeypatch):
     seen, parts = [], (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
     before = [part.fp32_precision for part in parts]
-    monkeypatch.setattr("gpvae.train._clipped", lambda model, max_norm: seen.append([part.fp32_precision for part in parts]) or torch.zeros(()))
+    monkeypatch.setattr("gpvae.train_step.clip_gradients", lambda model, max_norm: seen.append([part.fp32_precision for part in parts]) or torch.zeros(()))
     walk("vae", False, config=dataclasses.replace(CONFIG, precision="tf32"), epochs=1)
     assert seen[0] == ["tf32", "tf32"] and [part.fp32_precision for part in parts] == before
 
@@ -215,7 +217,7 @@ def test_the_recorded_step_is_the_eager_one_on_a_gpu(method):
     if method in WAITING: assert recorded[2].why
     else:
         assert not recorded[2].why, recorded[2].why
-        assert all(record.graph is not None for record in recorded[2]._records.values()) # the smaller batch too
+        assert all(record.graph is not None for record in recorded[2].records.values()) # the smaller batch too
 
 @cuda
 @pytest.mark.parametrize("binarisation", ["static", "stochastic", "none"])

@@ -17,7 +17,8 @@ from torch import Tensor
 
 # %% ../../nbs/74_timing.ipynb #7ad2f3c9
 from ..checks import require
-from ..train import Stepper, TrainConfig, adam
+from ..stepper import Stepper
+from ..train_step import TrainConfig, adam
 from ..vae import VAE, evaluating
 
 # %% ../../nbs/74_timing.ipynb #5eba2256
