@@ -16,7 +16,7 @@ from gpvae.likelihoods import LIKELIHOODS
 from gpvae.networks import ACTIVATIONS, ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
 from gpvae.sources import CHOICES
 from gpvae.study.methods import METHODS, encoder_options
-from gpvae.train import TrainConfig
+from gpvae.train_step import TrainConfig
 from gpvae.vae import VAE
 
 PROTOCOL = 4             # raise when the same specification would give another result

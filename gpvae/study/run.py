@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpvae.checks import require
-from gpvae.data import Splits, prepare_splits, to_float
+from gpvae.data import Splits, prepare_splits
 from gpvae.encoders.gp import GPEncoder
 from gpvae.encoders.mixture import separation
 from gpvae.encoders.natural_step import stepped
@@ -20,10 +20,12 @@ from gpvae.evaluation.iwae import evaluate
 from gpvae.evaluation.timing import posterior_ms, step_ms
 from gpvae.files import (commit, device_name, locked, open_folder, peak_mb, pick_device, read_json, read_tensors,
                          reading, write_json, write_tensors)
+from gpvae.pixels import to_float
 from gpvae.posteriors import GaussianMixture
 from gpvae.study.config import (PROTOCOL, EvaluationConfig, RunConfig, RunSpec, build_model, config_from_json,
                                 config_to_json, load_images, resolve)
 from gpvae.train import load_checkpoint, refit, train, unprefixed, validation_bound
+from gpvae.units import dead_units
 from gpvae.vae import VAE, evaluating, frozen
 
 TIMES = ("infer_ms_batch", "infer_ms_one", "step_ms")
@@ -129,7 +131,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> VAE:
     config = read_config(folder)
     trained = folder.parent / config.trained.id
     tensors, progress = load_checkpoint(trained / "checkpoint.safetensors", device)
-    check_owner(trained / "checkpoint.safetensors", progress.get("key"), trained)
+    check_owner(trained / "checkpoint.safetensors", progress["question"]["key"], trained)
     model = build_model(config)
     model.load_state_dict(unprefixed("best.", tensors))
     return apply_evaluation(model, config.evaluation, config.method).to(device).eval()
@@ -256,8 +258,11 @@ def summarise_training(config: RunConfig, model: VAE, history: list[dict], secon
     valid = unprefixed("valid_", history[best])
     if config.trained.id != config.id:
         valid = validation_bound(model, splits.valid, splits.eval_binarisation)
+    units = dead_units(model, to_float(splits.valid[:1000], splits.eval_binarisation))
     return dict(valid_elbo=valid["elbo"], train_elbo=history[best]["elbo"], kl=valid["kl"],
-                active_units=valid["active"], best_epoch=best, epochs=len(history), train_seconds=seconds)
+                active_units=valid["active"], best_epoch=best, epochs=len(history), train_seconds=seconds,
+                **units._asdict(), norm_max=max(epoch["norm_max"] for epoch in history),
+                cut=float(np.mean([epoch["cut"] for epoch in history])))
 
 
 def widen_proposal(model: VAE, splits: Splits, k: int) -> tuple[float, Tensor]:  # the width; nats per image

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from gpvae.checks import InputError, choose, require
-from gpvae.data import CHOICES
 from gpvae.files import read_json, write_json
+from gpvae.sources import CHOICES
 from gpvae.study.config import BUDGETS, RunSpec, merge_settings, parse_setting, refit_of
 from gpvae.study.methods import METHODS
 from gpvae.study.store import Store, check_comparable
