@@ -81,9 +81,10 @@ test: setup data-mnist ## everything below in this order; the tree stays as it w
 	[ "$$before" = "$$after" ] || { printf 'the checks changed the working tree:\n%s\n' "$$after" >&2; exit 1; }; \
 	printf '\n== all parts passed in %s s; pytest said:\n' $$((SECONDS - begin)); tail -n 1 .make/pytest.log
 
-sync: setup ## package, notebooks and README agree, and the code has the house's style
+sync: setup ## package, notebooks and README agree, the code is clean, and no module imports what stands above it
 	@python tests/sync_check.py
-	@python tests/style_check.py
+	@ruff check --quiet nbs tests gpvae/study
+	@lint-imports --no-cache .importlinter | grep -A99 '^Analyzed'
 
 notebooks: setup ## execute every page, and say how long each takes
 	@python tests/notebooks_check.py
