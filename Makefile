@@ -74,9 +74,10 @@ test: setup data-mnist ## everything below in this order; the tree stays as it w
 # These look at copies of the committed files, whatever else a user keeps beside them.
 COMMITTED := python tests/committed.py
 
-sync: setup ## package, notebooks and README agree, and the code has the house's style
+sync: setup ## package, notebooks and README agree, the code is clean, and no module imports what stands above it
 	@$(COMMITTED) tests/sync_check.py
-	@$(COMMITTED) tests/style_check.py
+	@ruff check --quiet nbs tests gpvae/study benchmarks
+	@lint-imports --no-cache .importlinter | grep -A99 '^Analyzed'
 
 notebooks: setup ## execute every page, and say how long each takes
 	@$(COMMITTED) tests/notebooks_check.py

@@ -8,7 +8,6 @@ __all__ = ['LAYOUT', 'centre_crop', 'prepare_image', 'n_validation', 'split_indi
            'Splits', 'check_binarisation', 'prepare_splits', 'gather']
 
 # %% ../nbs/10_data.ipynb #bf54ca4e
-import json
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,8 @@ from torch import Tensor
 from .checks import InputError, check_kinds, choose, require
 from .files import file_sha256, first_line, locked, read_json, sha256, write_json
 from .pixels import BINARISATIONS, binarise_fixed, is_binary, pixel_checksum, split_seed, to_float
-from .sources import ARRAYS, CHOICES, SEED, SPLITS, Choice, Origin, data_root, default_choice, find_set, read_set
+from .sources import ARRAYS, CHOICES, SEED, SPLITS, Choice, Origin
+from .sources import data_root, default_choice, find_set, read_set
 from .sources import seeded_order
 
 # %% ../nbs/10_data.ipynb #ed691065

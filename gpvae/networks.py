@@ -174,7 +174,8 @@ class ConvDecoder(nn.Module):
                  width: int = 32,              # channels before the last layer
                  activation: str = "relu"):    # one of ACTIVATIONS
         super().__init__()
-        c, activate = _conv_widths(x_shape, width)[::-1], ACTIVATIONS[choose("activation", activation, ACTIVATIONS)]
+        c = _conv_widths(x_shape, width)[::-1]
+        activate = ACTIVATIONS[choose("activation", activation, ACTIVATIONS)]
         up = [layer for n, m in zip(c, c[1:]) for layer in (activate(), nn.ConvTranspose2d(n, m, 4, 2, 1))]
         start = [_Linear(z_dim, h_dim), activate(), _Linear(h_dim, 16 * c[0])]
         self.net = _Network(*start, nn.Unflatten(1, (c[0], 4, 4)), *up)

@@ -213,7 +213,8 @@ def read_npz(file: Path # an .npz
         if bad: raise ValueError(f"{bad} is not what was written")
         with np.load(file) as z:
             for name in z.files:
-                if re.match("[xy]|.*(train|val|test)", name, re.IGNORECASE): choose(f"an array of {file}", name, ARRAYS)
+                if re.match("[xy]|.*(train|val|test)", name, re.IGNORECASE):
+                    choose(f"an array of {file}", name, ARRAYS)
             arrays = {name: z[name] for name in ARRAYS if name in z.files}
     except InputError: raise
     except Exception as e:
@@ -227,7 +228,7 @@ def read_npz(file: Path # an .npz
 def check_images(arrays: dict, # arrays by name
                  where: str    # the file or the source, for the message
                 ) -> None:
-    "Raise `InputError` unless the images are uint8 `[N, H, W, C]` of one size, and no split is empty or black."
+    "Raise `InputError` unless images are uint8 `[N, H, W, C]` of one size, and no split is empty or black."
     for k in ("x_train", "x_test"):
         require(k in arrays, f"{where} has no {k}: it must hold x_train and x_test, uint8 [N, H, W, C]")
     for k, x in arrays.items():

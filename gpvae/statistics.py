@@ -113,7 +113,8 @@ def difference_interval(a: Sequence[np.ndarray]|np.ndarray, # of each seed, a nu
         require(bad == 0, f"{name} is not finite on {bad} images: leave them out of both, and say so")
     a, b = sides
     n = a.shape[1]
-    require(n == b.shape[1] and n > 1, f"a has {n} images and b {b.shape[1]}: pass the same ones, at least two")
+    require(n == b.shape[1] and n > 1,
+            f"a has {n} images and b {b.shape[1]}: pass the same ones, at least two")
     require(0 < level < 1, f"level is {level}: it must be between 0 and 1, 0.95 is usual")
     groups = [a.mean(1), b.mean(1), *(np.asarray(g, float) for g in others)]
     if len(others) and may_pool(groups):
@@ -158,7 +159,8 @@ def correlation_interval(score: Float[np.ndarray, "N"], gap: Float[np.ndarray, "
                         ) -> Interval:
     """Rank correlation, or partial one, with its bootstrap interval over images where no number is NaN.
 
-    `correlation_interval(doubt, approximation_gap, given=[entropy])`: what the doubt knows beyond the entropy."""
+    `correlation_interval(doubt, approximation_gap, given=[entropy])`: what the doubt knows beyond the
+    entropy."""
     columns = np.stack([np.asarray(v, float) for v in (score, gap, *given)])
     columns = columns[:, ~np.isnan(columns).any(0)]
     correlation = lambda *c: partial_correlation(c[0], c[1], c[2:], ranks)

@@ -40,7 +40,8 @@ class RecordedStep:
         self.step = lambda: step(self.index, self.inputs)
         self.calls, self.graph, self.terms = 0, None, None
 
-    def __call__(self, index: Tensor, inputs: StepInputs) -> Float[Tensor, "4"]: # overwritten by the next call
+    def __call__(self, index: Tensor, inputs: StepInputs
+                ) -> Float[Tensor, "4"]: # overwritten by the next call
         self.index.copy_(index)
         for own, value in zip(self.inputs, inputs): own.fill_(value)
         self.calls += 1
@@ -117,7 +118,8 @@ class Stepper:
         x = self.x[index] if floats else gather(self.x, index, self.binarisation, self.pixels)
         return train_step(self.model, self.optimizer, x.to(self.dtype), inputs.beta, self.n_train, config)
 
-    def first_step(self, record: RecordedStep, step: Callable, index: Tensor, inputs: StepInputs) -> Float[Tensor, "4"]:
+    def first_step(self, record: RecordedStep, step: Callable, index: Tensor, inputs: StepInputs
+                  ) -> Float[Tensor, "4"]:
         "The first step, with waiting for the device forbidden; where it waits, all steps are eager."
         states = copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
         noise, pixels = torch.cuda.get_rng_state(index.device), self.pixels.get_state()

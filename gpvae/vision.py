@@ -21,11 +21,11 @@ def _declare_operators() -> None:
 
 # %% ../nbs/08_vision.ipynb #3d385db7
 try:
-    import torchvision
+    import torchvision # noqa: F401
 except RuntimeError as e:
     if "operator torchvision::nms does not exist" not in str(e): raise
     _declare_operators()
-    import torchvision
+    import torchvision # noqa: F401
 
 # %% ../nbs/08_vision.ipynb #4e46ce54
 from torchvision import datasets

@@ -333,7 +333,7 @@ def _reverse(bridge: Bridge, z: Float[Tensor, "B Z"], log_steps: Float[Tensor, "
 # %% ../../nbs/71_ais.ipynb #537ad025
 @contextmanager
 def annealing_mode(model: VAE) -> Iterator[None]:
-    "Evaluation mode with gradients in z, and none of the weights, within the block; afterwards all is as before."
+    "Evaluation mode within the block, with gradients in z alone; afterwards all is as before."
     with torch.inference_mode(False), frozen(model), evaluating(model, gradients=True): yield
 
 # %% ../../nbs/71_ais.ipynb #14d8838d
