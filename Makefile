@@ -76,7 +76,7 @@ COMMITTED := python tests/committed.py
 
 sync: setup ## package, notebooks and README agree, the code is clean, and no module imports what stands above it
 	@$(COMMITTED) tests/sync_check.py
-	@ruff check --quiet nbs tests gpvae/study benchmarks
+	@$(COMMITTED) -m ruff check --quiet nbs tests gpvae/study benchmarks
 	@lint-imports --no-cache .importlinter | grep -A99 '^Analyzed'
 
 notebooks: setup ## execute every page, and say how long each takes

@@ -1,6 +1,7 @@
 """Run a check on a copy of the committed files: `python tests/committed.py tests/sync_check.py`.
 
 Whatever a user keeps beside them is neither looked at nor changed."""
+
 import os
 import shutil
 import subprocess
@@ -28,10 +29,14 @@ def main(words: list[str]) -> int:  # exit status
             shutil.copy2(ROOT / name, copy / name)
         new = committed(ROOT, "--others", "--exclude-standard")
         if new:
-            print(f"{len(new)} files that git does not know are left out, {new[0]} is one: `git add` what belongs in")
+            print(
+                f"left out are {len(new)} files that git does not know, as {new[0]}: `git add` what belongs in"
+            )
         if any(part.startswith((".", "_")) for part in ROOT.parts):
             print(f"{ROOT} lies in a hidden folder: nbdev sees no notebooks there, in the copy it does")
-        return subprocess.run([sys.executable, *words], cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}).returncode
+        return subprocess.run(
+            [sys.executable, *words], cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}
+        ).returncode
 
 
 if __name__ == "__main__":

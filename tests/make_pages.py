@@ -1,6 +1,7 @@
 """Render the committed pages anew, from the committed rows alone: the only writer of pages under nbs/results.
 
 Nothing is trained, and a page without rows is left out. `make_pages.py NAME ...` renders some."""
+
 import os
 import sys
 from pathlib import Path
@@ -22,7 +23,9 @@ def main(names: list[str]) -> None:
     for name in names or studies:
         study = studies[name]()
         results = study.results(store)
-        templates = {"claims": results.rows} if name == "claims" else {"reproduce": results.rows, "gap": results.gaps}
+        templates = (
+            {"claims": results.rows} if name == "claims" else {"reproduce": results.rows, "gap": results.gaps}
+        )
         for template, rows in templates.items():
             if len(rows):
                 page = render(study, store, template=template)

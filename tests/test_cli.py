@@ -1,4 +1,5 @@
-"The command gpvae: what is wrong is one line and status 2, results go to a user's folder, help costs nothing."
+"The command gpvae: a mistake is one line and status 2, results go to a user's folder, help costs nothing."
+
 import json
 import os
 import resource
@@ -43,7 +44,7 @@ def refused(capsys, *words):
     return err
 
 
-# --- what is wrong is one line ----------------------------------------------------------------------------------
+# --- what is wrong is one line --------------------------------------------------------------------
 
 WRONG_RUN = {
     "data set": (["--dataset", "digitz"], "data set 'digitz' is unknown: did you mean 'digits'?"),
@@ -63,7 +64,10 @@ WRONG_RUN = {
     "twice": (["--set", "lr=0.1", "--set", "lr=0.2"], "lr is given 2 times"),
     "too many images": (["--set", "n_train=5000"], "n_train is 5000: digits has 1300 such images"),
     "kind": (["--set", "epochs=many"], "setting epochs='many': expected something like 100"),
-    "other method": (["--method", "vae", "--set", "prior_scale=1."], "setting of method vae 'prior_scale' is unknown"),
+    "other method": (
+        ["--method", "vae", "--set", "prior_scale=1."],
+        "setting of method vae 'prior_scale' is unknown",
+    ),
     "device": (["--device", "tpu"], "device 'tpu' is unknown"),
     "specification": (["--spec", '{"datasets": "digits"}'], "field of a specification 'datasets' is unknown"),
     "no JSON": (["--spec", "{"], "argument --spec: invalid json_object value: '{'"),
@@ -82,7 +86,10 @@ def test_a_wrong_run_is_one_line(capsys, runs, idle, words, message):
 WRONG_STUDY = {
     "study": (["--study", "sizez"], "study 'sizez' is unknown: did you mean 'sizes'?"),
     "no file": (["--study", "/nowhere/study.json"], "/nowhere/study.json is missing"),
-    "study and set": (["--study", "sizes", "--dataset", "mnist"], "study sizes and dataset: give one or the other"),
+    "study and set": (
+        ["--study", "sizes", "--dataset", "mnist"],
+        "study sizes and dataset: give one or the other",
+    ),
     "method": (["--methods", "vae", "gpvea"], "method 'gpvea' is unknown: did you mean 'gpvae'?"),
     "budget": (["--budget", "cpuu"], "did you mean 'cpu'?"),
     "latents": (["--z_dims", "10", "0"], "z_dim is 0"),
@@ -98,15 +105,22 @@ WRONG_REPRODUCE = {
     "device": (["--device", "cudo"], "device 'cudo' is unknown: did you mean 'cuda'?"),
     "folder": (["--out", "/proc/nowhere"], "the folder /proc/nowhere cannot be written"),
 }
-WRONG_GAP = {"one image": (["--test", "1"], "test is 1"), "seed": (["--seed", "7"], "seed is 7: digits has no run"),
-             "annealing": (["--temperatures", "0"], "temperatures is 0")}
-CASES = ([("plan", *case) for case in WRONG_STUDY.values()]
-         + [("reproduce", *case) for case in (WRONG_STUDY | WRONG_REPRODUCE).values()]
-         + [("gap", *case) for case in (WRONG_REPRODUCE | WRONG_GAP).values()])
+WRONG_GAP = {
+    "one image": (["--test", "1"], "test is 1"),
+    "seed": (["--seed", "7"], "seed is 7: digits has no run"),
+    "annealing": (["--temperatures", "0"], "temperatures is 0"),
+}
+CASES = (
+    [("plan", *case) for case in WRONG_STUDY.values()]
+    + [("reproduce", *case) for case in (WRONG_STUDY | WRONG_REPRODUCE).values()]
+    + [("gap", *case) for case in (WRONG_REPRODUCE | WRONG_GAP).values()]
+)
 
 
 @pytest.mark.parametrize("command, words, message", CASES)
-def test_a_wrong_study_is_one_line_before_anything_starts(capsys, tmp_path, runs, idle, command, words, message):
+def test_a_wrong_study_is_one_line_before_anything_starts(
+    capsys, tmp_path, runs, idle, command, words, message
+):
     out = [] if "--out" in words else ["--out", str(tmp_path / "out")]
     assert message in refused(capsys, command, *out, "--quiet", *words)
     assert not list(runs.rglob("*")) and not list(tmp_path.rglob("*.csv"))
@@ -114,11 +128,13 @@ def test_a_wrong_study_is_one_line_before_anything_starts(capsys, tmp_path, runs
 
 def test_what_rendering_needs_is_looked_for_before_training(capsys, tmp_path, runs, idle, monkeypatch):
     from gpvae.study import report
+
     monkeypatch.setattr(report, "TEMPLATES", tmp_path)
     assert "reproduce.ipynb is missing" in refused(capsys, "reproduce", "--out", str(tmp_path / "out"))
 
 
-# --- commands that work -----------------------------------------------------------------------------------------
+# --- commands that work ---------------------------------------------------------------------------
+
 
 def test_hyphens_and_underscores_are_one():
     words = ["plan", "--z_dims", "10", "20", "--set", "natural_step=0.5"]
@@ -139,7 +155,10 @@ def test_one_run_and_its_refit(capsys, runs):
     folder = Path(row["folder"])
     assert folder.name == row["run"] == resolve(RunSpec("digits", "vae", 2, settings=TINY)).id
     spec = json.dumps(RunSpec("digits", "vae", 2, settings=TINY).to_json())
-    assert main(["run", "--spec", spec, "--quiet"]) == 0 and f"folder          {folder}" in capsys.readouterr().out
+    assert (
+        main(["run", "--spec", spec, "--quiet"]) == 0
+        and f"folder          {folder}" in capsys.readouterr().out
+    )
     assert main(["refit", row["run"], "--set", "epochs=1", "--device", "cpu", "--quiet"]) == 0
     refit = capsys.readouterr().out.split()
     assert open_run(Path(refit[-1])).row["parent"].startswith("digits vae z=2")
@@ -148,9 +167,13 @@ def test_one_run_and_its_refit(capsys, runs):
 
 
 def test_plan_starts_nothing(capsys, tmp_path, runs, idle):
-    assert main(["plan", "--methods", "vae", "sa-4", "--z-dims", "2", "3", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["plan", "--methods", "vae", "sa-4", "--z-dims", "2", "3", "--out", str(tmp_path / "out")]) == 0
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("0 finished, 4 missing, about ") and sum("sa-4" in line for line in lines) == 2
+    assert (
+        lines[-1].startswith("0 finished, 4 missing, about ") and sum("sa-4" in line for line in lines) == 2
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -167,7 +190,20 @@ def page(tmp_path_factory):
         (folder / name).write_text("raise SystemExit('this is not the module')")
     env = os.environ | {"GPVAE_RUNS": str(folder / "runs"), "PYTHONIOENCODING": "ascii"}
     printed = {}
-    gap = ["--test", "8", "--train", "4", "--valid", "8", "--temperatures", "3", "--chains", "2", "--methods", "vae"]
+    gap = [
+        "--test",
+        "8",
+        "--train",
+        "4",
+        "--valid",
+        "8",
+        "--temperatures",
+        "3",
+        "--chains",
+        "2",
+        "--methods",
+        "vae",
+    ]
     for command, more in (("reproduce", ["--methods", "vae", "gpvae"]), ("gap", gap)):
         words = [*GPVAE, command, "--z-dims", "2", *SET, "--device", "cpu", "--quiet", *more]
         printed[command] = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
@@ -226,12 +262,17 @@ def test_own_images_have_a_page_of_their_own(runs, tmp_path, monkeypatch, capsys
     assert path.name.startswith("digits_own") and str(tmp_path) not in path.read_text()
 
 
-# --- how a command ends -----------------------------------------------------------------------------------------
+# --- how a command ends ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize("error, status, message", [
-    (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
-    (cli.Terminated(), 143, "ended; the same command continues"),
-    (FloatingPointError("step 3: the loss\nis inf"), 2, "step 3: the loss is inf")])
+
+@pytest.mark.parametrize(
+    "error, status, message",
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+        (cli.Terminated(), 143, "ended; the same command continues"),
+        (FloatingPointError("step 3: the loss\nis inf"), 2, "step 3: the loss is inf"),
+    ],
+)
 @pytest.mark.parametrize("attached", [[], ["--attached"]])
 def test_exit_status(capsys, monkeypatch, error, status, message, attached):
     def fail(*args):
@@ -245,29 +286,41 @@ def test_exit_status(capsys, monkeypatch, error, status, message, attached):
 
 
 def test_a_reader_who_stops_is_no_error():
-    with subprocess.Popen([*GPVAE, "plan"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*GPVAE, "plan"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 0
 
 
 def test_one_thread_unless_the_user_asks_for_more():
-    code = "import os, sys\nfrom gpvae.study.cli import main\nmain(['snakefile'])\nprint(os.environ['OMP_NUM_THREADS'])"
+    code = "import os\nfrom gpvae.study.cli import main\nmain(['snakefile'])\nprint(os.environ['OMP_NUM_THREADS'])"
     for given, expected in (({}, "1"), ({"OMP_NUM_THREADS": "3"}, "3")):
         env = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")} | given
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
         assert done.stdout.split()[-1] == expected
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["refit"], ["plan"], ["reproduce"], ["gap"], ["snakefile"]])
 def test_help_imports_the_standard_library_alone(command):
-    code = f"import sys\nfrom gpvae.study.cli import main\ntry: main({[*command, '--help']})\nexcept SystemExit: pass\n"
-    done = subprocess.run([sys.executable, "-c", code + "print(*sys.modules)"], capture_output=True, text=True, check=True)
+    code = "import sys\nfrom gpvae.study.cli import main\n"
+    code += f"try: main({[*command, '--help']})\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
     modules = set(done.stdout.splitlines()[-1].split())
-    assert {name for name in modules if name.split(".")[0] == "gpvae"} == {"gpvae", "gpvae.study", "gpvae.study.cli"}
+    assert {name for name in modules if name.split(".")[0] == "gpvae"} == {
+        "gpvae",
+        "gpvae.study",
+        "gpvae.study.cli",
+    }
     assert not {"torch", "numpy", "pandas", "IPython"} & modules and len(modules) < 200
 
 
-# --- a full disk ------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
+
 
 @contextmanager
 def room(size):

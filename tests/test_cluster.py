@@ -1,4 +1,5 @@
-"A study as a workflow: a job that dies stops no other and continues to the same bits, SLURM is asked for growing jobs."
+"A study as a workflow: a job that dies stops no other and continues to the same bits, SLURM is asked for more."
+
 import os
 import signal
 import subprocess
@@ -20,8 +21,10 @@ from gpvae.train import load_checkpoint
 
 SNAKEFILE = Path(__file__).resolve().parents[1] / "gpvae" / "study" / "Snakefile"
 PLUGINS = ("snakemake", "snakemake_executor_plugin_slurm")
-pytestmark = pytest.mark.skipif(not all(map(find_spec, PLUGINS)),
-                                reason="Snakemake is not installed: pip install 'gpvae[cluster]' brings it")
+pytestmark = pytest.mark.skipif(
+    not all(map(find_spec, PLUGINS)),
+    reason="Snakemake is not installed: pip install 'gpvae[cluster]' brings it",
+)
 TINY = dict(epochs=2, hidden=(8,), n_train=100, n_valid=20, n_test=60, k=2)
 
 
@@ -32,15 +35,34 @@ def tiny(method="vae", seed=0, **settings):
 
 VAE, LONG, FAILS = tiny(), tiny("vlae", epochs=400, checkpoint_seconds=0.05), tiny(lr=1e30)
 REFIT = refit_of(VAE, epochs=1)
-EIGHT = {"plain": VAE, "other seed": tiny(seed=1), "process": tiny("gpvae"), "long": LONG, "fails": FAILS,
-         "refit": REFIT, "judged anew": VAE.change(natural_step=0.5), "refit judged anew": REFIT.change(natural_step=0.5)}
+EIGHT = {
+    "plain": VAE,
+    "other seed": tiny(seed=1),
+    "process": tiny("gpvae"),
+    "long": LONG,
+    "fails": FAILS,
+    "refit": REFIT,
+    "judged anew": VAE.change(natural_step=0.5),
+    "refit judged anew": REFIT.change(natural_step=0.5),
+}
 
 
 def workflow(folder, *words, **config):
     "Call Snakemake on study.json in a folder."
-    config = dict(study="study.json", runs=folder / "runs", out=folder / "out", device="cpu", retries=0) | config
-    command = [sys.executable, "-m", "snakemake", "-s", SNAKEFILE, "--nolock", *words,
-               "--config", *(f"{key}={value}" for key, value in config.items())]
+    config = (
+        dict(study="study.json", runs=folder / "runs", out=folder / "out", device="cpu", retries=0) | config
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        SNAKEFILE,
+        "--nolock",
+        *words,
+        "--config",
+        *(f"{key}={value}" for key, value in config.items()),
+    ]
     return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
 
 
@@ -72,9 +94,14 @@ class Made:
             self.calls.append(workflow(folder, "--cores", 2, "--keep-going").stderr)
             rows = {line: folder / "runs" / resolve(spec).id for line, spec in EIGHT.items()}
             done = {line: row for line, row in rows.items() if is_finished(row)}
-            self.finished.append({line: (row / "metrics.json").stat().st_mtime_ns for line, row in done.items()})
-            self.epochs = self.epochs if self.finished[1:] else len(load_checkpoint(
-                rows["long"] / "checkpoint.safetensors")[1]["history"])
+            self.finished.append(
+                {line: (row / "metrics.json").stat().st_mtime_ns for line, row in done.items()}
+            )
+            self.epochs = (
+                self.epochs
+                if self.finished[1:]
+                else len(load_checkpoint(rows["long"] / "checkpoint.safetensors")[1]["history"])
+            )
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +130,12 @@ def test_the_numbers_are_those_of_runs_one_after_the_other(made, tmp_path):
         job = open_run(made.folder / "runs" / alone.config.id, EIGHT[line])
         unlike = {"train_seconds", "peak_mb", "commit", *TIMES}
         assert {k: v for k, v in job.row.items() if k not in unlike} == {
-            k: v for k, v in alone.row.items() if k not in unlike}, line
-        weights = [load_checkpoint(root / alone.config.trained.id / "checkpoint.safetensors")[0]
-                   for root in (made.folder / "runs", tmp_path)]
+            k: v for k, v in alone.row.items() if k not in unlike
+        }, line
+        weights = [
+            load_checkpoint(root / alone.config.trained.id / "checkpoint.safetensors")[0]
+            for root in (made.folder / "runs", tmp_path)
+        ]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1]), line
         assert all((job.per_image[name] == values).all() for name, values in alone.per_image.items()), line
 
@@ -115,7 +145,9 @@ def test_the_page_is_a_job_after_all_runs(tmp_path):
     Study("two", "Two runs", (VAE, REFIT), ("vae", "refit"), reference="vae").write(tmp_path / "study.json")
     done = workflow(tmp_path, "--cores", 1)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "two.html").exists() and "step_ms" in (tmp_path / "out" / "runs.csv").read_text()
+    assert (tmp_path / "out" / "two.html").exists() and "step_ms" in (
+        tmp_path / "out" / "runs.csv"
+    ).read_text()
     again = workflow(tmp_path, "--cores", 1)
     assert again.returncode == 0 and "Nothing to be done" in again.stderr
 
@@ -148,13 +180,17 @@ def test_slurm_is_asked_for_more_at_the_second_attempt(tmp_path, monkeypatch):
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile" / "config.yaml").write_text(
         "executor: slurm\njobs: 10\nslurm-init-seconds-before-status-checks: 1\nlatency-wait: 5\n"
-        "default-resources:\n  slurm_account: vision\n  slurm_partition: long\n  gpu: 1\n")
+        "default-resources:\n  slurm_account: vision\n  slurm_partition: long\n  gpu: 1\n"
+    )
     Study("one", "One run", (VAE,)).write(tmp_path / "study.json")
     done = workflow(tmp_path, "--profile", "profile", retries=1, mem_mb=3000, minutes=45)
     asked = [(tmp_path / "slurm" / "submitted" / f"{i}.arguments").read_text().split("\n") for i in (1, 2, 3)]
     shown = [[words[words.index(key) + 1] for key in ("--mem", "-t", "-A", "-p")] for words in asked]
-    assert shown == [["3000", "45", "vision", "long"], ["6000", "90", "vision", "long"],
-                     ["3000", "45", "vision", "long"]], done.stderr  # the run, again, the page
+    assert shown == [
+        ["3000", "45", "vision", "long"],
+        ["6000", "90", "vision", "long"],
+        ["3000", "45", "vision", "long"],
+    ], done.stderr  # the run, again, the page
     assert all("--gpus=1" in words for words in asked)
     assert done.returncode == 0 and (tmp_path / "out" / "one.html").exists(), done.stderr
 
@@ -164,5 +200,7 @@ def test_a_finished_run_has_no_job_and_a_lost_parent_has_one(tmp_path):
     study.write(tmp_path / "study.json")
     run(study.specs[0], tmp_path / "runs", "cpu", bar=False)
     shown = workflow(tmp_path, "--cores", 1, "--dry-run").stdout
-    ids = {name: resolve(spec).id for name, spec in dict(done=study.specs[0], parent=VAE, refit=REFIT).items()}
+    ids = {
+        name: resolve(spec).id for name, spec in dict(done=study.specs[0], parent=VAE, refit=REFIT).items()
+    }
     assert [f"id={ids[name]}" in shown for name in ("done", "parent", "refit")] == [False, True, True]
