@@ -30,7 +30,7 @@ def main(words: list[str]) -> int:  # exit status
         new = committed(ROOT, "--others", "--exclude-standard")
         if new:
             print(
-                f"left out are {len(new)} files that git does not know, as {new[0]}: `git add` what belongs in"
+                f"left out: {len(new)} files that git does not know, as {new[0]}; `git add` what belongs in"
             )
         if any(part.startswith((".", "_")) for part in ROOT.parts):
             print(f"{ROOT} lies in a hidden folder: nbdev sees no notebooks there, in the copy it does")

@@ -296,7 +296,8 @@ def test_unwritable_folder(capsys, tmp_path, no_training, where):
 def test_folder_of_another_process(capsys, runs, no_training):
     folder = runs / resolve(SPEC).id
     folder.mkdir(parents=True)
-    hold = "import filelock, sys\nfilelock.FileLock(sys.argv[1]).acquire()\nprint('held', flush=True)\nsys.stdin.read()"
+    hold = "import filelock, sys\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\n"
+    hold += "print('held', flush=True)\nsys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, folder / ".lock"],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"A study as a workflow: a job that dies stops no other and continues to the same bits, SLURM is asked for more."
+"A study as a workflow: a job that dies stops no other and continues to the same bits."
 
 import os
 import signal

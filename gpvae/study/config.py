@@ -200,6 +200,7 @@ def check_kind(key: str, value: object, default: object) -> None:
         many = get_origin(kind) or kind
         truth = isinstance(value, bool) and kind is not bool
         fits |= not truth and isinstance(value, (int, float) if kind is float else many)
+    fits &= not isinstance(value, int) or abs(value) < 2**63
     require(fits, f"setting {key}={value!r}: expected something like {100 if default is None else default!r}")
 
 

@@ -1,4 +1,4 @@
-"""`PYTHONPATH=tests python -m faults damage|kills|inputs [number] [--seconds N]`: make faults and count outcomes.
+"""`PYTHONPATH=tests python -m faults damage|kills|inputs [number] [--seconds N]`: count outcomes.
 
 The status is 1 if any outcome is a traceback or silently wrong."""
 

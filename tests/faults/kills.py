@@ -273,7 +273,7 @@ def main(kills: int, seconds: float = SECONDS) -> int:
             if work.hits:
                 work.end(tally, None)
     print(
-        f"{sum(done.values())} kills of {kills} asked for; 'clear error' counts those after which the work ended "
-        "with the same bits and nothing left over"
+        f"{sum(done.values())} kills of {kills} asked for; 'clear error' counts those after which the work "
+        "ended with the same bits and nothing left over"
     )
     return tally.report("killed while at")
