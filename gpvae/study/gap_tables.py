@@ -185,7 +185,7 @@ def ranking(runs: list[MeasuredRun],      # the seeds of a line
 
     def over_seeds(*columns: np.ndarray) -> float:
         by_seed = np.stack(columns).transpose(2, 0, 1)
-        return float(np.mean([partial_correlation(c[0], c[1], c[2:]) for c in by_seed]))
+        return float(np.mean([partial_correlation(c[0], c[1], list(c[2:])) for c in by_seed]))
     return bootstrap(over_seeds, *(c[finite] for c in columns), n=draws, level=level)
 
 
