@@ -294,7 +294,8 @@ def test_a_reader_who_stops_is_no_error():
 
 
 def test_one_thread_unless_the_user_asks_for_more():
-    code = "from gpvae.study.cli import main\nmain(['snakefile'])\nimport os\nprint(os.environ['OMP_NUM_THREADS'])"
+    code = "import os\nfrom gpvae.study import cli\ncli.main(['snakefile'])\n"
+    code += "print(os.environ['OMP_NUM_THREADS'])"
     for given, expected in (({}, "1"), ({"OMP_NUM_THREADS": "3"}, "3")):
         env = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")} | given
         done = subprocess.run(

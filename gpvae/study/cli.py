@@ -14,9 +14,6 @@ from pathlib import Path
 class Parser(argparse.ArgumentParser):
     "Arguments of a command; a mistake is one line."
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
     def option(self, name: str, text: str, default: object = None, **more) -> None:
         "An option; its default stands in its help unless `text` says what happens without it."
         shown = " (default: %(default)s)" if default not in (None, "", (), []) else ""
@@ -29,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     "Arguments of all commands."
-    everywhere, study, several = (Parser(add_help=False) for _ in range(3))
+    everywhere, study, several = (Parser(add_help=False, allow_abbrev=False) for _ in range(3))
     everywhere.option("device", "cpu or cuda (default: a GPU if there is one)")
     everywhere.option("runs", "folder of the runs (default: GPVAE_RUNS, else the user's cache)")
     everywhere.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -51,8 +48,8 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     def add(call: Callable, *parents: Parser) -> Parser:
-        command = commands.add_parser(call.__name__.split("_")[0], parents=parents, help=call.__doc__,
-                                      description=call.__doc__)
+        command = commands.add_parser(call.__name__.split("_")[0], parents=parents, allow_abbrev=False,
+                                      help=call.__doc__, description=call.__doc__)
         command.set_defaults(call=call)
         return command
 
