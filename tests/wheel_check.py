@@ -79,11 +79,14 @@ def environment(wheel, home):
 
 def train(python, work):
     "One run on the embedded images, by the installed command."
-    sh(python.parent / "gpvae_run", "--dataset", "digits", "--budget", "smoke", "--method", "gpvae", "--runs", work / "runs", cwd=work, stdout=subprocess.DEVNULL)
-    metrics = json.loads(next((work / "runs").rglob("metrics.json")).read_text())
-    assert math.isfinite(metrics["elbo"]) and metrics["elbo"] <= metrics["iwae"], metrics
-    print(f"trains and evaluates: ELBO {metrics['elbo']:.2f}, IWAE-{metrics['iwae_k']} {metrics['iwae']:.2f} nats per image")
-    sh(python.parent / "gpvae_reproduce", "--help", cwd=work, stdout=subprocess.DEVNULL)
+    out = ["--runs", work / "runs", "--quiet"]
+    sh(python.parent / "gpvae", "run", *out, cwd=work, stdout=subprocess.DEVNULL)
+    sh(python.parent / "gpvae_run", *out, cwd=work, stdout=subprocess.DEVNULL)
+    row = json.loads(next((work / "runs").rglob("metrics.json")).read_text())["row"]
+    assert math.isfinite(row["elbo"]) and row["elbo"] <= row["iwae"], row
+    print(f"trains and evaluates: ELBO {row['elbo']:.2f}, IWAE-{row['k']} {row['iwae']:.2f} nats per image")
+    path = sh(python.parent / "gpvae", "snakefile", cwd=work, capture_output=True, text=True).stdout.strip()
+    assert Path(path).is_file(), path
 
 def main():
     with tempfile.TemporaryDirectory() as tmp:
