@@ -30,7 +30,7 @@ def no_training(monkeypatch):
     def step(*args):
         raise AssertionError("training has started")
 
-    monkeypatch.setattr("gpvae.train.train_step", step)
+    monkeypatch.setattr("gpvae.study.run.train_run", step)
 
 
 def refused(capsys, *args):
@@ -319,7 +319,7 @@ def test_the_lock_is_given_back(capsys, runs, monkeypatch):
         raise FloatingPointError("step 0: something")
 
     with monkeypatch.context() as m:
-        m.setattr("gpvae.train.train_step", step)
+        m.setattr("gpvae.stepper.train_step", step)
         with pytest.raises(FloatingPointError) as kept:
             run(SPEC, runs, "cpu", bar=False)
     assert run(SPEC, runs, "cpu", bar=False).row["epochs"] == 2 and kept.value

@@ -19,6 +19,7 @@ from gpvae.study.cli import main, make_parser
 from gpvae.study.config import RunSpec, resolve
 from gpvae.study.run import open_run, run
 from gpvae.study.store import Store
+from gpvae.study.studies import find_study
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(epochs=2, hidden=(8,), n_train=100, n_valid=20, n_test=60, k=2)
@@ -29,7 +30,7 @@ GPVAE = [sys.executable, "-P", "-m", "gpvae.study.cli"]
 @pytest.fixture
 def idle(monkeypatch):
     "Training that starts is a failure of the test."
-    monkeypatch.setattr("gpvae.train.train_step", lambda *args: pytest.fail("training has started"))
+    monkeypatch.setattr("gpvae.study.run.train_run", lambda *args: pytest.fail("training has started"))
     monkeypatch.setattr(launch.Launcher, "start", lambda *args: pytest.fail("a run has started"))
 
 
@@ -167,14 +168,13 @@ def test_one_run_and_its_refit(capsys, runs):
 
 
 def test_plan_starts_nothing(capsys, tmp_path, runs, idle):
-    assert (
-        main(["plan", "--methods", "vae", "sa-4", "--z-dims", "2", "3", "--out", str(tmp_path / "out")]) == 0
-    )
+    words = ["--methods", "vae", "sa-4", "--z-dims", "2", "3", "--out", str(tmp_path / "out")]
+    assert main(["plan", *words, "--write", str(tmp_path / "study.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert (
-        lines[-1].startswith("0 finished, 4 missing, about ") and sum("sa-4" in line for line in lines) == 2
-    )
-    assert not list(tmp_path.iterdir())
+    assert lines[-1].startswith("0 finished, 4 missing, about ")
+    assert sum("sa-4" in line for line in lines) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert len(find_study(tmp_path / "study.json").specs) == 4
 
 
 def test_snakefile_is_there(capsys):

@@ -71,7 +71,7 @@ def make_parser() -> Parser:
     refit.option("method", "another encoder on the same decoder (default: the run's); with --set start=new where "
                  "the trained weights do not fit it")
     refit.option("set", "change a setting of the refit: dreams=0.5, epochs=80; may be repeated", [], **settings)
-    add(plan_study, study, several, everywhere)
+    add(plan_study, study, several, everywhere).option("write", "write the study into this file, as a study.json")
     add(reproduce_study, study, several, everywhere)
     gap = add(gap_page, study, several, everywhere)
     for name, text, default in (("test", "test images", 500), ("train", "training images", 200),
@@ -139,6 +139,8 @@ def plan_study(args: argparse.Namespace) -> int:
     study, store = named_study(args)
     from gpvae.study.launch import describe_plan, plan
     table = plan(study, store, args.runs)
+    if args.write:
+        study.write(Path(args.write))
     print(table.round(2).to_string(), describe_plan(table, args.jobs), sep="\n")
     return 0
 
