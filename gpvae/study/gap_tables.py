@@ -201,8 +201,8 @@ def difficulty(results: Results) -> pd.DataFrame:  # rank correlations
         for line, runs in lines.items():
             for score in runs[0].scores():
                 cells = {f"{gap}, {how}": with_interval(ranking(runs, score, gap, given))
-                         for gap in GAPS for how, given in zip(HOW, ((), free_scores(runs)))
-                         if not given or score in PROCESS}
+                         if how == HOW[0] or score in PROCESS else ""
+                         for gap in GAPS for how, given in zip(HOW, ((), free_scores(runs)))}
                 rows.append({"method": line} | heading | {"score": score} | cells)
     return frame(rows)
 
