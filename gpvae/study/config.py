@@ -124,6 +124,8 @@ class RunSpec:
     parent: "RunSpec | None" = None     # its trained decoder stays frozen, the encoder alone is trained
 
     def __post_init__(self):
+        some = isinstance(self.settings, (Mapping, Sequence))
+        require(some, f"settings is {self.settings!r}: pass pairs (key, value)")
         pairs = self.settings.items() if isinstance(self.settings, Mapping) else self.settings
         pairs = [tuple(pair) for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2]
         require(len(pairs) == len(self.settings), f"settings is {self.settings!r}: pass pairs (key, value)")
@@ -200,7 +202,9 @@ def check_kind(key: str, value: object, default: object) -> None:
         many = get_origin(kind) or kind
         truth = isinstance(value, bool) and kind is not bool
         fits |= not truth and isinstance(value, (int, float) if kind is float else many)
-    fits &= not isinstance(value, int) or abs(value) < 2**63
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+        fits &= not isinstance(number, (int, float)) or abs(number) < 2**63  # infinity and NaN are none
+        fits &= key != "milestones" or isinstance(number, (int, float))
     require(fits, f"setting {key}={value!r}: expected something like {100 if default is None else default!r}")
 
 

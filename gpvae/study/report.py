@@ -18,6 +18,10 @@ from gpvae.study.store import Store
 from gpvae.study.studies import Study
 
 TEMPLATES = Path(gpvae.__file__).absolute().parents[1] / "nbs"
+OWN_PACKAGE = (  # a kernel imports this gpvae, and no module of the folder that it lies in
+    "import importlib.util as u, sys; "
+    f"spec = u.spec_from_file_location('gpvae', {str(Path(gpvae.__file__).absolute())!r}); "
+    "sys.modules['gpvae'] = module = u.module_from_spec(spec); spec.loader.exec_module(module)")
 CSS = """
 body { margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #1c2733; background: var(--page, #fff); }
 main { max-width: 75rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
@@ -109,15 +113,16 @@ def render(study: Study, store: Store,
     values = {"study": f"{study.name}.json"}
     if out != store.folder:
         values["results"] = os.path.relpath(store.folder, out)
-    before = {key: os.environ.get(key) for key in ("PYTHONPATH", "PYTHONSAFEPATH", "PYDEVD_DISABLE_FILE_VALIDATION")}
-    path = os.pathsep.join(filter(None, [str(TEMPLATES.parent), before["PYTHONPATH"]]))
-    os.environ |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    before = {key: os.environ.get(key) for key in ("PYTHONSAFEPATH", "PYDEVD_DISABLE_FILE_VALIDATION")}
+    os.environ |= {"PYTHONSAFEPATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             notebook = papermill.execute_notebook(
                 str(TEMPLATES / f"{template}.ipynb"), None, values, kernel_name="python3", cwd=str(out),
-                progress_bar=False, log_output=False, extra_arguments=["--InteractiveShellApp.ignore_cwd=True", "--log-level=ERROR"])
+                progress_bar=False, log_output=False,
+                extra_arguments=["--InteractiveShellApp.ignore_cwd=True", "--log-level=ERROR",
+                                 f"--InteractiveShellApp.exec_lines={OWN_PACKAGE}"])
     except papermill.PapermillExecutionError as e:
         if e.ename != "InputError":
             raise

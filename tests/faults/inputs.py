@@ -59,7 +59,7 @@ class Bad(NamedTuple):
 
 WHOLE = ["x", 1.5, True, NAN, INF, 2**63, (3,), [3], {}, -1, 0]
 NUMBERS = ["x", True, NAN, INF, -INF, (0.1,), [0.1], 10**400, -1]
-MANY = [5, 0.5, "ab", ("a",), (NAN,), (True,), [3, 4], (-1,), ((1,),), None]
+MANY = [5, 0.5, "ab", ("a",), (NAN,), (True,), (-1,), ((1,),), None]
 
 
 def wrong_settings() -> Iterator[Bad]:
@@ -533,7 +533,7 @@ def wrong_files() -> Iterator[Bad]:
         )
     for text in (b"x", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x80\x04."):
         yield Bad("files of images", f"{text!r}", partial(saved, good, lambda b, text=text: text * 20))
-    for name in ("cifar10.npz", "celeba.npz", "static_mnist.npz"):
+    for name in ("celeba.npz", "static_mnist.npz"):
         yield Bad(
             "files of images",
             f"grey 6×5 as {name}",
