@@ -23,6 +23,7 @@ VARYING = {"n_train": "images", "z_dim": "z"}                        # columns t
 
 def number(value: float, digits: int = 2, sign: bool = False) -> str:
     "A number with a true minus; empty where there is none."
+    value = round(float(value), digits) + 0.  # no minus before a zero
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", MINUS) if np.isfinite(value) else ""
 
 
@@ -124,6 +125,8 @@ def facts(results: Results) -> pd.DataFrame:
 
 def methods(results: Results) -> pd.DataFrame:
     "The methods of a page and what each is."
+    if not len(results.rows):
+        return pd.DataFrame()
     lines = results.rows.drop_duplicates("line").set_index("line")["method"]
     known = {line: METHODS[lines[line]] for line in results.lines if lines[line] in METHODS}
     return pd.DataFrame({"name": {k: m.title for k, m in known.items()},
@@ -152,15 +155,20 @@ def likelihoods(results: Results, bold: bool = False  # marks the best and its t
         cells = {"seeds": len(rows)} | {k: mean_sd(rows[name]) for k, name in names.items()}
         if line in best.get(key, ()):
             cells[heading] = f"**{cells[heading]}**"
-        error = rows["log_px_error"].mean() if "log_px" in names.values() else np.nan
+        error = rows["log_px_error"].mean() if "log_px_error" in rows else np.nan
         return cells | {"active units": mean_sd(rows["active_units"], 1), "ESS": mean_sd(rows["ess"], 1),
                         "error of log p(x)": number(error)}
     return by_line(results, row_of)
 
 
-def count_seeds(part: Results, lines: Iterable[str], name: str) -> str:  # "3 and 2"
-    "How many seeds of some lines a difference is made of."
-    return " and ".join(str(len(values_by_seed(part.rows, part.arrays, line, name))) for line in lines)
+def count_seeds(part: Results, line: str, reference: str, name: str) -> list[int]:
+    "How many seeds of two lines a difference is made of."
+    return [len(values_by_seed(part.rows, part.arrays, of, name)) for of in (line, reference)]
+
+
+def verdict_cell(gap: Interval | None, seeds: list[int]) -> str:
+    "The verdict on the claim that a line is higher; none where the interval knows of one seed of each alone."
+    return "" if gap is None else str(verdict(gap)) if max(seeds) > 1 else "one seed"
 
 
 def verdicts(results: Results, line: str = "gpvae") -> pd.DataFrame:
@@ -170,10 +178,11 @@ def verdicts(results: Results, line: str = "gpvae") -> pd.DataFrame:
         for quantity, name in quantities(part).items():
             gap = difference(part.rows, part.arrays, line, reference, name)
             if gap is not None:
+                seeds = count_seeds(part, line, reference, name)
                 table.append({"quantity": quantity} | heading
                              | {f"{line} {MINUS} {reference}": with_interval(gap),
-                                f"{line} is higher": str(verdict(gap)),
-                                "seeds": count_seeds(part, (line, reference), name)})
+                                f"{line} is higher": verdict_cell(gap, seeds),
+                                "seeds": " and ".join(map(str, seeds))})
     return pd.DataFrame(table).set_index("quantity") if table else pd.DataFrame()
 
 
@@ -186,7 +195,8 @@ def differences(results: Results) -> pd.DataFrame:
         heading, name = deciding(part)
         if not any(gaps.values()):
             return {}
-        return {"is higher": str(verdict(gaps[heading])), "seeds": count_seeds(part, (line, reference), name),
+        seeds = count_seeds(part, line, reference, name)
+        return {"is higher": verdict_cell(gaps[heading], seeds), "seeds": " and ".join(map(str, seeds)),
                 "by": heading} | {f"Δ {k}": with_interval(gap) for k, gap in gaps.items()}
     return by_line(results, row_of)
 
@@ -224,7 +234,7 @@ def timed(results: Results) -> Results:
 
 def modes(results: Results) -> pd.DataFrame:
     "ELBO, IWAE and effective sample size in each test-time mode."
-    found = results.modes
+    found = results.modes if len(results.rows) else results.rows
     if not len(found):
         return pd.DataFrame()
     found = found.merge(results.rows[["run", *VARYING]], on="run").drop_duplicates(["run", "line", "mode"])
