@@ -1,4 +1,5 @@
-"The package as a user installs it: a wheel built from the tree, in an environment with its run-time dependencies only, where it trains and evaluates."
+"""The package as a user installs it: a wheel built from the tree, in an environment with its run-time
+dependencies only, where it trains and evaluates."""
 import ast
 import json
 import math
@@ -16,7 +17,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = "nbdev fastcore execnb papermill IPython ipykernel jupyter_core jupyter_client nbformat nbconvert nbclient traitlets beartype".split()
+TOOLS = (
+    "nbdev fastcore execnb papermill IPython ipykernel jupyter_core jupyter_client nbformat nbconvert "
+    "nbclient traitlets beartype"
+).split()
 IMPORT_ALL = """
 import importlib, importlib.util, pathlib, pkgutil, sys, gpvae
 assert pathlib.Path(gpvae.__file__).is_relative_to(sys.prefix), gpvae.__file__
@@ -27,33 +31,59 @@ for name in names: importlib.import_module(name)
 print("imports without the tools:", *names)
 """
 
-def sh(*command, **kw): return subprocess.run([str(c) for c in command], check=True, stdin=subprocess.DEVNULL, **kw)
+def sh(*command, **kw):
+    return subprocess.run([str(c) for c in command], check=True, stdin=subprocess.DEVNULL, **kw)
+
 
 def build(work):
     "A wheel from a copy of what belongs in it, so that nothing an earlier build left behind comes along."
     src = work / "src"
     shutil.copytree(ROOT / "gpvae", src / "gpvae", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "settings.ini", "README.md", "LICENSE"): shutil.copy(ROOT / name, src)
-    built = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", work, src], capture_output=True, text=True)
-    if built.returncode: sys.exit(built.stdout + built.stderr)
+    for name in ("setup.py", "settings.ini", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, src)
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", work, src],
+        capture_output=True,
+        text=True,
+    )
+    if built.returncode:
+        sys.exit(built.stdout + built.stderr)
     return next(work.glob("*.whl"))
 
 def check_files(wheel):
     "Every file of the package is in the wheel, and nothing else is."
-    want = {p.relative_to(ROOT).as_posix() for p in (ROOT / "gpvae").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    want = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "gpvae").rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
     have = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert want == have, f"missing from the wheel: {sorted(want - have)}; only there: {sorted(have - want)}"
 
 def check_requirements():
-    "What the modules import at their top is named in settings.ini; what they need only in one place is imported there."
+    """What the modules import at their top is named in settings.ini; what they need only in one place is
+    imported there."""
     trees = [ast.parse(p.read_text(encoding="utf-8")) for p in (ROOT / "gpvae").rglob("*.py")]
-    nodes = [n for tree in trees for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom)) and not getattr(n, "level", 0)]
-    used = {name.split(".")[0] for n in nodes for name in ([n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names])}
+    nodes = [
+        n
+        for tree in trees
+        for n in tree.body
+        if isinstance(n, (ast.Import, ast.ImportFrom)) and not getattr(n, "level", 0)
+    ]
+    used = {
+        name.split(".")[0]
+        for n in nodes
+        for name in ([n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names])
+    }
     parser = ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini", encoding="utf-8")
     named = {re.match(r"[\w-]+", r)[0].lower() for r in parser["DEFAULT"]["requirements"].split()}
     owners = packages_distributions()
-    lost = sorted(u for u in used - set(sys.stdlib_module_names) - {"gpvae"} if not named & {d.lower() for d in owners.get(u, [])})
+    lost = sorted(
+        u
+        for u in used - set(sys.stdlib_module_names) - {"gpvae"}
+        if not named & {d.lower() for d in owners.get(u, [])}
+    )
     assert not lost, f"imported, but not among the requirements of settings.ini: {lost}"
 
 def closure(dist):
@@ -61,28 +91,58 @@ def closure(dist):
     found, todo = {}, list(map(Requirement, dist.requires or []))
     while todo:
         r = todo.pop()
-        if r.name.lower() in found or (r.marker and not r.marker.evaluate({"extra": ""})): continue
+        if r.name.lower() in found or (r.marker and not r.marker.evaluate({"extra": ""})):
+            continue
         found[r.name.lower()] = needed = distribution(r.name)
         todo += map(Requirement, needed.requires or [])
     return found.values()
 
 def environment(wheel, home):
-    "A new environment: the wheel, and links to what it needs by its own metadata; the same files that pip would copy, in no time."
+    """A new environment: the wheel, and links to what it needs by its own metadata; the same files that pip
+    would copy, in no time."""
     venv.create(home)
     python = home / "bin/python"
-    sh(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", wheel)
+    sh(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    )
     site = next(home.glob("lib/python*/site-packages"))
     for dist in closure(next(iter(distributions(name="gpvae", path=[str(site)])))):
         for name in {f.parts[0] for f in dist.files} - {"..", "__pycache__"}:
-            if not (site / name).exists(): (site / name).symlink_to(Path(dist.locate_file(name)).absolute())
+            if not (site / name).exists():
+                (site / name).symlink_to(Path(dist.locate_file(name)).absolute())
     return python
 
 def train(python, work):
     "One run on the embedded images, by the installed command."
-    sh(python.parent / "gpvae_run", "--dataset", "digits", "--budget", "smoke", "--method", "gpvae", "--runs", work / "runs", cwd=work, stdout=subprocess.DEVNULL)
+    sh(
+        python.parent / "gpvae_run",
+        "--dataset",
+        "digits",
+        "--budget",
+        "smoke",
+        "--method",
+        "gpvae",
+        "--runs",
+        work / "runs",
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+    )
     metrics = json.loads(next((work / "runs").rglob("metrics.json")).read_text())
     assert math.isfinite(metrics["elbo"]) and metrics["elbo"] <= metrics["iwae"], metrics
-    print(f"trains and evaluates: ELBO {metrics['elbo']:.2f}, IWAE-{metrics['iwae_k']} {metrics['iwae']:.2f} nats per image")
+    print(
+        f"trains and evaluates: ELBO {metrics['elbo']:.2f}, "
+        f"IWAE-{metrics['iwae_k']} {metrics['iwae']:.2f} nats per image"
+    )
     sh(python.parent / "gpvae_reproduce", "--help", cwd=work, stdout=subprocess.DEVNULL)
 
 def main():
@@ -94,4 +154,5 @@ def main():
         sh(python, "-c", IMPORT_ALL.format(tools=TOOLS), cwd=tmp)
         train(python, Path(tmp))
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
