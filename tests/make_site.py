@@ -16,7 +16,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST = "GPVAE_DOC_HOST"  # where the site will stand, https://someone.github.io/gpvae, in place of settings.ini
+HOST = "GPVAE_DOC_HOST"  # address of the site, in place of that of settings.ini
 NOTEBOOKS = "notebooks"  # the folder of the site that holds the pages for download
 MANY = 4  # names that the title of folded source spells out
 FOLDED = re.compile(r'^#\| code-fold: (?:show|true)\n#\| code-summary: "Exported source"\n?')
@@ -139,12 +139,18 @@ def shown(output, fields=(), classes=()):
         output["data"] = {"text/markdown": f"```{{=html}}\n{one_header(table).strip()}\n```"}
     elif "text/markdown" in data:
         text = with_classes("".join(data["text/markdown"]), dict(fields), set(classes))
-        output["data"] = {"text/markdown": without_nested_links(text)}
+        output["data"] = {"text/markdown": unbroken_numbers(without_nested_links(text))}
     elif "image/png" in data:
         width = drawn_width(base64.b64decode("".join(data["image/png"])))
         if width:
             output["metadata"] = {**output.get("metadata", {}), "image/png": {"width": width}}
     return output
+
+
+def unbroken_numbers(text):
+    "A number stays on one line with its error, an interval with its ends."
+    rows = [re.sub(r"(\d) (±) (?=\d)", "\\1\u00a0\\2\u00a0", row) for row in text.split("\n")]
+    return "\n".join(re.sub(r"(\[[-−+]?[\d.]+),? (?=[-−+]?\d)", "\\1,\u00a0", row) for row in rows)
 
 
 def one_header(html):

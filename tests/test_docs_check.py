@@ -470,6 +470,14 @@ def test_tables_and_figures_of_a_finished_page():
     }
     assert [c["outputs"][0]["metadata"] for c in made[0][1:3]] == [{"image/png": {"width": 450}}, {}]
 
+def test_numbers_that_stay_on_one_line():
+    row = "| -1.0 ± 0.1 | +2 [-1.0, +0.5] | [0, 1] and b ± c |"
+    made = finished(code("t", shown("text/markdown", row)))[2]
+    nbsp = "\u00a0"
+    expected = f"| -1.0{nbsp}±{nbsp}0.1 | +2 [-1.0,{nbsp}+0.5] | [0,{nbsp}1] and b ± c |"
+    assert made[0]["text/markdown"] == expected
+
+
 NESTED = [
     ("[[`evaluate`](/iwae.html#evaluate)](32_iwae.ipynb)", "[`evaluate`](32_iwae.ipynb)"),
     ("[the [`a`](u) and [`b`](v) pages](w)", "[the `a` and `b` pages](w)"),
