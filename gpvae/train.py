@@ -80,11 +80,11 @@ def epoch_seed(seed: int, epoch: int) -> int:
 NOISE = threading.RLock() # held by the thread that draws from torch's global generators
 
 @contextmanager
-def own_noise(seed: int, device: str|torch.device = "cpu") -> Iterator[None]:
-    "Within the block torch's global generators are this thread's and begin at a seed; afterwards as before."
+def own_noise(seed: int|None = None, device: str|torch.device = "cpu") -> Iterator[None]:
+    "Within the block torch's global generators are this thread's, from a seed on if one is given; then as before."
     device = torch.device(device)
     with NOISE, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        if seed is not None: torch.manual_seed(seed)
         yield
 
 # %% ../nbs/60_train.ipynb #73ada3f8
@@ -278,7 +278,7 @@ def train(model: VAE,                            # moved to its device already
         with flushed_denormals(), show:
             while not trainer.finished():
                 start = time.perf_counter()
-                with own_noise(0, device): # the epoch seeds it
+                with own_noise(device=device): # the epoch seeds it
                     terms = run_epoch(trainer, stepper, show)
                     valid = validation_bound(model, x_valid, valid_binarisation)
                 last_step = (len(trainer.history) + 1) * len(terms) - 1

@@ -63,7 +63,7 @@ def test_networks_without_modules_of_activations_have_no_number():
 
 @pytest.mark.parametrize("units, part, lr_warmup, words", [
     (UnitShares(0.05, 0., 0.46, 0.), "decoder", 0, "46 % of the decoder's units never fire: use lr_warmup"),
-    (UnitShares(0.05, 0., 0.46, 0.), "decoder", 200, "46 % of the decoder's units never fire: use a longer lr_warmup, a smaller lr or nn.GELU"),
+    (UnitShares(0.05, 0., 0.46, 0.), "decoder", 200, "46 % of the decoder's units never fire: use a longer lr_warmup, a smaller lr or activation='gelu'"),
     (UnitShares(0.05, 0.3, 0.46, 0.), "encoder", 0, "30 % of the encoder's units never change: use lr_warmup"),
     (UnitShares(0.05, 0., 0.09, 0.), "decoder", 0, None), (UnitShares(*[float("nan")] * 4), "encoder", 0, None)])
 def test_it_is_said_in_words(units, part, lr_warmup, words): assert units_message(units, part, lr_warmup) == words
