@@ -382,7 +382,7 @@ MUTANTS = [
            "(-objective.mean() + weight_kl).backward()",
            "(-objective.mean() + 0 * weight_kl).backward()"),
     Mutant("decay of everything", "train_step:adam", "train::test_weight_decay_shrinks_the_layers_and_nothing_else",
-           "{id(m.weight) for m in model.modules() if isinstance(m, layers)}",
+           "{id(m.weight) for m in model.modules() if isinstance(m, layers) and config.weight_decay}",
            "{id(p) for p in model.parameters()}"),
     Mutant("gradient not clipped", "train_step:clip_gradients", "train::test_gradient_is_clipped_and_its_norm_is_recorded",
            "(norm + 1e-6) >= 1)",
