@@ -148,9 +148,13 @@ def shown(output, fields=(), classes=()):
 
 
 def unbroken_numbers(text):
-    "A number stays on one line with its error, an interval with its ends."
-    rows = [re.sub(r"(\d) (±) (?=\d)", "\\1\u00a0\\2\u00a0", row) for row in text.split("\n")]
-    return "\n".join(re.sub(r"(\[[-−+]?[\d.]+),? (?=[-−+]?\d)", "\\1,\u00a0", row) for row in rows)
+    "In the rows of a table a number stays on one line with its error, an interval with its ends."
+    rows = text.split("\n")
+    for i, row in enumerate(rows):
+        if row.startswith("|"):
+            row = re.sub(r"(\d) ± (?=\d)", "\\1\u00a0±\u00a0", row)
+            rows[i] = re.sub(r"(\[[-−+]?[\d.]+), (?=[-−+]?\d)", "\\1,\u00a0", row)
+    return "\n".join(rows)
 
 
 def one_header(html):
