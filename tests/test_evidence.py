@@ -173,6 +173,14 @@ def test_a_faulty_estimate_is_no_success(short, monkeypatch):
         r = found(lg.model(lg.off), x)
     assert not r.reached and r.error == math.inf
 
+def test_an_estimate_above_the_reference_is_no_credit(monkeypatch):
+    "It proves that the reference is too low by as much: the error is at least that."
+    lg = Unit(); x = lg.unit(20)
+    reference = evidence._Reference(lg.log_px(x) - 3., 0.)
+    monkeypatch.setattr(evidence, "_ladder", lambda model: [Estimator("curvature", 30)])
+    with torch.no_grad(): [(_, error)] = evidence._tried(lg.model(lg.off), x, "floats", reference, 1)
+    assert 2.9 < error < 3.2
+
 def test_bad_input():
     lg = Unit()
     model, x = lg.model(lg.off), lg.unit(4)

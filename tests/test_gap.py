@@ -176,11 +176,19 @@ def test_rankings():
         and spearman(-good, gap) < -1 + 1e-12
         and best_score({"bad": bad, "good": good}, gap) == "good"
     )
-    rho, low, high = bootstrap(spearman, bad, gap)
+    rho, low, high, _ = bootstrap(spearman, bad, gap)
     assert abs(rho) < 0.1 and low < rho < high and 0.08 < high - low < 0.16
     table = by_decile(good, gap, decile_edges(good))
     assert (table["images"] == 100).all() and (np.diff(table["gap"]) > 0).all()
     assert auroc(gap, gap + 100) == 1 and auroc(gap + 100, gap) == 0
+
+def test_a_score_with_a_nan_is_never_the_best_and_in_no_decile():
+    gap = np.arange(100.)
+    bad, good = np.where(gap == 3, np.nan, gap), gap.copy()
+    for names in ({"bad": bad, "good": good}, {"good": good, "bad": bad}):
+        assert best_score(names, gap) == "good"
+    assert by_decile(bad, gap, decile_edges(bad))["images"].sum() == 99
+    with pytest.raises(InputError, match="no score of bad"): best_score({"bad": bad}, gap)
 
 def test_shifts():
     x = (255 * (torch.rand(50, 1, 8, 8, generator=seeded(5)) < 0.3)).byte()
