@@ -24,8 +24,8 @@ from .checks import check_kinds, require
 from .files import open_folder, read_tensors, sha256, tensor_digest, write_tensors
 from .pixels import check_pixels, to_float
 from .stepper import Stepper
-from .train_step import TERMS, TrainConfig, adam, beta, float_type
-from .train_step import has_trainable_parameters, learning_rate, ramp
+from .train_step import TERMS, TrainConfig, adam, beta, float_type, has_trainable_parameters
+from .train_step import learning_rate, ramp
 from .units import UnitShares, dead_units, units_message
 from .vae import VAE, evaluating, flushed_denormals, frozen
 
@@ -80,11 +80,11 @@ def epoch_seed(seed: int, epoch: int) -> int:
 NOISE = threading.RLock() # held by the thread that draws from torch's global generators
 
 @contextmanager
-def own_noise(seed: int, device: str|torch.device = "cpu") -> Iterator[None]:
-    "Within the block torch's global generators are this thread's and begin at a seed; afterwards as before."
+def own_noise(seed: int|None = None, device: str|torch.device = "cpu") -> Iterator[None]:
+    "Within the block torch's global generators are this thread's alone, from a seed on; then as before."
     device = torch.device(device)
     with NOISE, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        if seed is not None: torch.manual_seed(seed)
         yield
 
 # %% ../nbs/60_train.ipynb #73ada3f8
@@ -124,8 +124,7 @@ def options_of(module: nn.Module) -> dict[str, object]:
     plain = lambda v: v is None or isinstance(v, (bool, int, float, str))
     many = lambda v: isinstance(v, (tuple, list)) and all(map(plain, v))
     usual = {*vars(nn.Module()), "noise_scale"} # the latter is moved by training
-    options = {k: v for k, v in vars(module).items()
-               if k not in usual and not isinstance(v, (Tensor, nn.Module))}
+    options = {k: v for k, v in vars(module).items() if k not in usual}
     return {k: v if plain(v) or many(v) else getattr(v, "__qualname__", type(v).__qualname__)
             for k, v in options.items()}
 
@@ -151,8 +150,8 @@ def differences(asked: dict, answered: dict) -> list[str]:
     this, other = asked["configuration"], answered["configuration"]
     words = [f"{k} is {this.get(k)}, not {other.get(k)}" for k in {**this, **other}
              if sha256(this.get(k)) != sha256(other.get(k))]
-    words += [f"{k} is {asked[k]!r}, not {answered[k]!r}"
-              for k in ("binarisation", "key") if asked[k] != answered[k]]
+    words += [f"{k} is {asked[k]!r}, not {answered[k]!r}" for k in ("binarisation", "key")
+              if asked[k] != answered[k]]
     rest = [k for k in asked if k not in ("configuration", "binarisation", "key")]
     return words + [f"other {k}" for k in rest if asked[k] != answered.get(k)]
 
@@ -210,9 +209,8 @@ class Trainer:
         self.check_question(answered, tensors)
         self.question, self.history, self.seconds = answered, progress["history"], progress["seconds"]
         early = next((n for n in range(1, len(self.history)) if self.ends_after(n)), None)
-        require(early is None,
-                f"{self.path} holds {len(self.history)} epochs, and this training would have ended "
-                f"after {early}: choose another path, or delete it")
+        require(early is None, f"{self.path} holds {len(self.history)} epochs, and this training would have "
+                f"ended after {early}: choose another path, or delete it")
         self.model.load_state_dict(unprefixed("model.", tensors))
         restore_optimizer(self.model, self.optimizer, tensors)
         self.best = unprefixed("best.", tensors)
@@ -278,20 +276,19 @@ def train(model: VAE,                            # moved to its device already
         with flushed_denormals(), show:
             while not trainer.finished():
                 start = time.perf_counter()
-                with own_noise(0, device): # the epoch seeds it
+                with own_noise(device=device): # the epoch seeds it
                     terms = run_epoch(trainer, stepper, show)
                     valid = validation_bound(model, x_valid, valid_binarisation)
                 last_step = (len(trainer.history) + 1) * len(terms) - 1
-                if not math.isfinite(valid["elbo"]):
-                    raise NonFinite(last_step, "validation bound", valid["elbo"])
+                elbo = valid["elbo"]
+                if not math.isfinite(elbo): raise NonFinite(last_step, "validation bound", elbo)
                 seconds = time.perf_counter() - start
                 trainer.seconds += seconds
                 (log_px_z, kl, weight_kl, norm), norms = terms.mean(0).tolist(), terms[:, 3]
                 cut = (norms > (config.max_norm or math.inf)).float().mean().item() # share of the steps
                 trainer.history.append(dict(
-                    elbo=log_px_z - kl, kl=kl, weight_kl=weight_kl,
-                    norm=norm, norm_max=norms.max().item(), cut=cut,
-                    seconds=seconds, **prefixed("valid_", valid)))
+                    elbo=log_px_z - kl, kl=kl, weight_kl=weight_kl, norm=norm, norm_max=norms.max().item(),
+                    cut=cut, seconds=seconds, **prefixed("valid_", valid)))
                 trainer.keep_best()
                 trainer.save(force=trainer.finished())
                 text = dict(bound=f"{valid['elbo']:.2f}", kl=f"{valid['kl']:.1f}", active=valid["active"])

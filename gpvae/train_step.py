@@ -63,8 +63,7 @@ class TrainConfig:
         require(self.dreams < 1, f"dreams is {self.dreams}: their share must be below 1")
         choose("schedule", self.schedule, SCHEDULES)
         fits = self.schedule == "milestones" or not self.milestones
-        require(fits, f"schedule {self.schedule} has no milestones: leave milestones empty, "
-                      "or choose milestones")
+        require(fits, f"schedule {self.schedule} has no milestones: leave them empty, or choose milestones")
         choose("dream_source", self.dream_source, SOURCES)
         choose("precision", self.precision, PRECISIONS)
         require(0 <= self.seed < 2**63, f"seed is {self.seed}: choose from 0 to 2**63 - 1")
@@ -90,7 +89,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
 def adam(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     "Fused Adam over all that learns, with decoupled decay of the weights of linear and convolutional layers."
     layers = (nn.Linear, nn.modules.conv._ConvNd)
-    decayed = {id(m.weight) for m in model.modules() if config.weight_decay and isinstance(m, layers)}
+    decayed = {id(m.weight) for m in model.modules() if isinstance(m, layers) and config.weight_decay}
     trained = [p for p in model.parameters() if p.requires_grad]
     require(len(trained) > 0, "nothing of the model learns: it has no parameter that requires a gradient")
     groups = [{"params": [p for p in trained if (id(p) in decayed) == decays], "weight_decay": w}

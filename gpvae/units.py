@@ -77,7 +77,7 @@ def units_message(units: UnitShares, part: str, # encoder or decoder
                  ) -> str|None:                 # one line, or None
     "What is wrong with the units of a part, and what to do."
     dead, saturated = (getattr(units, f"{part}_{what}") for what in ("dead", "saturated"))
-    advice = "a longer lr_warmup, a smaller lr or nn.GELU" if lr_warmup else "lr_warmup"
+    advice = "a longer lr_warmup, a smaller lr or activation='gelu'" if lr_warmup else "lr_warmup"
     if dead > most: return f"{dead:.0%} of the {part}'s units never fire: use {advice}".replace("%", " %")
     if saturated > most:
         return f"{saturated:.0%} of the {part}'s units never change: use {advice}".replace("%", " %")

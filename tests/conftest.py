@@ -1,6 +1,8 @@
-"One thread, checked shapes, and the folders that tests write to. A mutated copy of the package, first on PYTHONPATH, is what gets imported and checked."
+"""One thread, checked shapes, and the folders that tests write to. A mutated copy of the package, first on
+PYTHONPATH, is what gets imported and checked."""
 import os
-for name, value in dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE").items(): os.environ.setdefault(name, value)
+for name, value in dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE").items():
+    os.environ.setdefault(name, value)
 
 import quick # noqa: F401
 from jaxtyping import install_import_hook
@@ -11,7 +13,8 @@ import torch
 torch.set_num_threads(1)
 
 def needs_set(name):
-    "Mark a test that reads the image set `name`: it is skipped, with the reason, where the set is missing; nothing is downloaded."
+    """Mark a test that reads the image set `name`: it is skipped, with the reason, where the set is missing;
+    nothing is downloaded."""
     from gpvae.data import data_root
     path = data_root() / f"{name}.npz"
     return pytest.mark.skipif(not path.exists(), reason=f"the image set {name} is missing: {path}")

@@ -1,4 +1,5 @@
-"""Check what Quarto cannot say of the site's input: sidebar, references, links, outputs, figures, sizes, paths of a machine.
+"""Check what Quarto cannot say of the site's input: sidebar, references, links, outputs, figures, sizes,
+paths of a machine.
 
 `docs_check.py --page FILE` checks one executed page."""
 import ast
@@ -24,8 +25,24 @@ LINK = re.compile(r"\]\((?!\w+:|//)([^)\s#]*)(#[^)\s]+)?[^)]*\)"
                   r"|<a\s[^>]*href=[\"'](?!\w+:|//)([^\"'#]*)(#[^\"']+)?")
 REMOTE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)\s*=\s*[\"']?(?:https?:)?//[^\"'\s>]*"
                     r"|!\[[^\]]*\]\(https?://[^)\s]*|@import\b[^;]*https?://|url\(\s*[\"']?https?://", re.I)
-TEXT = {".py", ".md", ".ipynb", ".yml", ".toml", ".cff", ".ini", ".txt", ".csv", ".json", ".mplstyle", ".css", ".scss",
-        ".html", ".svg", ""}
+TEXT = {
+    ".py",
+    ".md",
+    ".ipynb",
+    ".yml",
+    ".toml",
+    ".cff",
+    ".ini",
+    ".txt",
+    ".csv",
+    ".json",
+    ".mplstyle",
+    ".css",
+    ".scss",
+    ".html",
+    ".svg",
+    "",
+}
 
 
 # One page: a notebook as JSON.
@@ -54,7 +71,9 @@ def outputs(nb):
 
 def texts(nb, *kinds):
     "(cell, text) of the Markdown cells and of the outputs that a page shows as text."
-    shown = [(i, "".join(o["data"][kind])) for i, o in outputs(nb) for kind in kinds if kind in o.get("data", {})]
+    shown = [
+        (i, "".join(o["data"][kind])) for i, o in outputs(nb) for kind in kinds if kind in o.get("data", {})
+    ]
     return [(i, text) for i, text, _ in cells(nb, "markdown")] + shown
 
 
@@ -86,7 +105,8 @@ def mixed_cells(nb):
 
 
 def mixed(text):
-    "Whether code stands beside imports; those inside functions count where the cell is not exported, as for nbdev."
+    """Whether code stands beside imports; those inside functions count where the cell is not exported, as for
+    nbdev."""
     top, imports = parsed(text), (ast.Import, ast.ImportFrom)
     deep = top if EXPORTED.search(text) else [n for s in top for n in ast.walk(s)]
     return any(isinstance(n, imports) for n in deep) and not all(isinstance(n, imports) for n in top)
@@ -94,8 +114,12 @@ def mixed(text):
 
 def raw_references(nb):
     "Quarto resolves no reference in source: signatures, comments and docstrings show it as it stands."
-    return [f"cell {i} exports the raw reference @{name}: name the equation in words"
-            for i, text, _ in cells(nb, "code") if EXPORTED.search(text) for name in sorted(set(REFERRED.findall(text)))]
+    return [
+        f"cell {i} exports the raw reference @{name}: name the equation in words"
+        for i, text, _ in cells(nb, "code")
+        if EXPORTED.search(text)
+        for name in sorted(set(REFERRED.findall(text)))
+    ]
 
 
 def raw_boxes(nb):
@@ -105,7 +129,9 @@ def raw_boxes(nb):
 
 
 def bad_outputs(nb):
-    errors = [f"cell {i} holds an error: {o.get('ename')}" for i, o in outputs(nb) if o["output_type"] == "error"]
+    errors = [
+        f"cell {i} holds an error: {o.get('ename')}" for i, o in outputs(nb) if o["output_type"] == "error"
+    ]
     return errors + [f"cell {i} wrote to stderr: {''.join(o['text']).strip()[:80]!r}"
                      for i, o in outputs(nb) if o.get("name") == "stderr"]
 
@@ -120,16 +146,21 @@ def remote(nb):
 
 
 def silent_figures(nb):
-    "Every picture has a text for those who do not see it: `#| fig-alt:` in its cell, a list of them for several."
+    """Every picture has a text for those who do not see it: `#| fig-alt:` in its cell, a list of them for
+    several."""
     faults = []
     for i, text, cell in cells(nb, "code"):
-        pictures = sum(any(k.startswith("image/") for k in o.get("data", {})) for o in cell.get("outputs", []))
+        pictures = sum(
+            any(k.startswith("image/") for k in o.get("data", {})) for o in cell.get("outputs", [])
+        )
         options = "\n".join(line[2:].removeprefix(" ") for line in text.splitlines() if line.startswith("#|"))
         alt = re.search(r"^fig-alt:(?:.*)(?:\n[ -].*)*", options, re.M)
         alt = yaml.safe_load(alt[0])["fig-alt"] if alt else []
         long = [a for a in (alt if isinstance(alt, list) else [alt]) if len(str(a).split()) >= 3]
         if len(long) < pictures:
-            faults.append(f"cell {i} shows {pictures} figures with {len(long)} `#| fig-alt:` of three words or more")
+            faults.append(
+                f"cell {i} shows {pictures} figures with {len(long)} `#| fig-alt:` of three words or more"
+            )
     silent = re.compile(r"!\[\s*\]\([^)]*\)(?!\{[^}]*fig-alt=)|<img\b(?![^>]*\balt\s*=\s*[\"'][^\"'])[^>]*>")
     return faults + [f"cell {i} shows an image without alt text: {hit[:60]}"
                      for i, text in everything(nb) for hit in silent.findall(words(text))]
@@ -145,7 +176,9 @@ def template(nb):
 
 def exporting(nb):
     "A page of results that exports would overwrite a module."
-    return [f"cell {i} has an exporting directive" for i, text, _ in cells(nb, "code") if EXPORTED.search(text)]
+    return [
+        f"cell {i} has an exporting directive" for i, text, _ in cells(nb, "code") if EXPORTED.search(text)
+    ]
 
 
 PAGE = (heading, mixed_cells, raw_references, bad_outputs, remote, silent_figures)
@@ -172,7 +205,8 @@ def fences(nb):
 
 
 def references(nb):
-    "Quarto resolves a reference within its page only; the text may come from Markdown cells and Markdown outputs."
+    """Quarto resolves a reference within its page only; the text may come from Markdown cells and Markdown
+    outputs."""
     text = [prose(t) for _, t in texts(nb, "text/markdown")]
     labels = [a or b for t in text + [t for _, t, _ in cells(nb, "code")] for a, b in DEFINED.findall(t)]
     used = {name for t in text for name in REFERRED.findall(re.sub(r"`[^`\n]*`", "", t))}
@@ -186,23 +220,40 @@ def headings(nb):
 
 
 def collisions(nb):
-    "Anchors know no case: a class, a function and a heading of one spelling share theirs, and links lead to the first."
+    """Anchors know no case: a class, a function and a heading of one spelling share theirs, and links lead to
+    the first."""
     shown = ["".join(o.get("data", {}).get("text/markdown", "")) for i, o in outputs(nb)
              if "show_doc" in source(nb["cells"][i])]
     documented = {slug(name) for name in re.findall(r"^### ([\w.]+)$", "\n".join(shown), flags=re.M)}
-    return [f"{n} headings share the anchor #{anchor}" for anchor, n in Counter(map(slug, headings(nb))).items()
-            if n > 1 and anchor in documented]
+    return [
+        f"{n} headings share the anchor #{anchor}"
+        for anchor, n in Counter(map(slug, headings(nb))).items()
+        if n > 1 and anchor in documented
+    ]
 
 
 def undocumented(nb):
     "What the site would show or load although `make_site.finish` is there to prevent it."
     shown = [(i, "".join(o.get("data", {}).get("text/markdown", "")), o) for i, o in outputs(nb)]
-    return [f"cell {i} has an HTML output: Quarto adds remote scripts" for i, _, o in shown
-            if "text/html" in o.get("data", {})] + \
-           [f"cell {i} documents `*args, **kwargs`, which says nothing" for i, text, _ in shown
-            if re.search(r"\(\n\s*\*args, \*\*kwargs\n\)", text)] + \
-           [f"cell {i} documents {name} without a docstring" for i, text, _ in shown if "show_doc" in source(nb["cells"][i])
-            for name in re.findall(r"^### ([\w.]+)$", text, flags=re.M) if not re.search(r"^\*[^*\s]", text, re.M)]
+    return (
+        [
+            f"cell {i} has an HTML output: Quarto adds remote scripts"
+            for i, _, o in shown
+            if "text/html" in o.get("data", {})
+        ]
+        + [
+            f"cell {i} documents `*args, **kwargs`, which says nothing"
+            for i, text, _ in shown
+            if re.search(r"\(\n\s*\*args, \*\*kwargs\n\)", text)
+        ]
+        + [
+            f"cell {i} documents {name} without a docstring"
+            for i, text, _ in shown
+            if "show_doc" in source(nb["cells"][i])
+            for name in re.findall(r"^### ([\w.]+)$", text, flags=re.M)
+            if not re.search(r"^\*[^*\s]", text, re.M)
+        ]
+    )
 
 
 def lost_lines(nb):
@@ -213,8 +264,12 @@ def lost_lines(nb):
 
 def nested_links(nb):
     "A link inside a link is none, and private names have no place to link to."
-    return [f"cell {i} has a link that nbdev spoilt: {hit[0][:80]}" for i, text in texts(nb, "text/markdown")
-            for pattern in (make_site.NESTED_LINK, make_site.PRIVATE_LINK) if (hit := pattern.search(prose(text)))]
+    return [
+        f"cell {i} has a link that nbdev spoilt: {hit[0][:80]}"
+        for i, text in texts(nb, "text/markdown")
+        for pattern in (make_site.NESTED_LINK, make_site.PRIVATE_LINK)
+        if (hit := pattern.search(prose(text)))
+    ]
 
 
 PROCESSED = (bad_outputs, fences, references, collisions, undocumented, lost_lines, nested_links)
@@ -260,13 +315,20 @@ def entries(contents):
 
 
 def check_sidebar(config, pages):
-    "Every target is a page that is rendered, every rendered page is reached, and Quarto's patterns mean what they say."
+    """Every target is a page that is rendered, every rendered page is reached, and Quarto's patterns mean
+    what they say."""
     named, shown = list(entries(config["website"]["sidebar"]["contents"])), rendered(config, pages)
     patterns = config["project"].get("render", [])
-    return [f"_quarto.yml: the sidebar names {t}, which is no page of the site" for t in named if t not in shown] + \
-           [f"_quarto.yml: the sidebar names {t} {n} times" for t, n in Counter(named).items() if n > 1] + \
-           [f"_quarto.yml: Quarto leaves {p} out in every folder: write `!/`" for p in patterns if re.match(r"!(?!/)", p)] + \
-           [f"{p}: not in the sidebar, nor left out by `!/{p}`" for p in shown if p not in named]
+    return (
+        [f"_quarto.yml: the sidebar names {t}, which is no page of the site" for t in named if t not in shown]
+        + [f"_quarto.yml: the sidebar names {t} {n} times" for t, n in Counter(named).items() if n > 1]
+        + [
+            f"_quarto.yml: Quarto leaves {p} out in every folder: write `!/`"
+            for p in patterns
+            if re.match(r"!(?!/)", p)
+        ]
+        + [f"{p}: not in the sidebar, nor left out by `!/{p}`" for p in shown if p not in named]
+    )
 
 
 def check_names(nbs, pages):
@@ -288,10 +350,19 @@ def check_config(config, nbs):
     "The site loads nothing from another host."
     html = config.get("format", {}).get("html", {})
     own = [nbs / name for name in re.findall(r"[\w/.-]+\.(?:s?css|html)\b", yaml.safe_dump(html))]
-    loaded = {p.name: p.read_text(encoding="utf-8") for p in own if p.exists()} | {"_quarto.yml": yaml.safe_dump(config)}
-    return [f"_quarto.yml: {p.name} does not exist" for p in own if not p.exists()] + \
-           [f"{name} loads from a remote host: {hit[0]}" for name, text in loaded.items() if (hit := REMOTE.search(text))] + \
-           ["_quarto.yml: without `html-math-method: mathml` MathJax is remote"] * (html.get("html-math-method") != "mathml")
+    loaded = {p.name: p.read_text(encoding="utf-8") for p in own if p.exists()} | {
+        "_quarto.yml": yaml.safe_dump(config)
+    }
+    return (
+        [f"_quarto.yml: {p.name} does not exist" for p in own if not p.exists()]
+        + [
+            f"{name} loads from a remote host: {hit[0]}"
+            for name, text in loaded.items()
+            if (hit := REMOTE.search(text))
+        ]
+        + ["_quarto.yml: without `html-math-method: mathml` MathJax is remote"]
+        * (html.get("html-math-method") != "mathml")
+    )
 
 
 def links(path):
@@ -313,7 +384,8 @@ def resolved(target, here):
 
 
 def check_links(nbs, path, places, files=()):
-    """Links from one page to another, nbdev's own among them, lead to a page of the site and to a place that it has, those to data to a file.
+    """Links from one page to another, nbdev's own among them, lead to a page of the site and to a place
+    that it has, those to data to a file.
     `places` has the anchors of each page, by its file and by the file of the site that it becomes."""
     here, own, faults = path.parent.relative_to(nbs).as_posix(), path.relative_to(nbs).as_posix(), []
     for target, anchor in links(path):
@@ -331,7 +403,9 @@ def check_links(nbs, path, places, files=()):
 
 def tracked(root):
     "The files that are part of the project: git's, with new ones that it does not ignore."
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True
+    )
     if listed.returncode:
         names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
         return [n for n in names if not re.search(r"(^|/)(\.\w|_proc|__pycache__)", n)]
@@ -341,7 +415,9 @@ def tracked(root):
 def machine_paths(root):
     "Folders that only exist here: homes, the kernel's files, and where this checkout lies."
     own = {str(p) + "/" for p in (root.resolve(), root.resolve().parent)} - {"/", tempfile.gettempdir() + "/"}
-    return re.compile(r"(?<![\w.$}])(?:/(?:root|home)/|/tmp/ipyker[n]el|" + "|".join(map(re.escape, sorted(own))) + ")")
+    return re.compile(
+        r"(?<![\w.$}])(?:/(?:root|home)/|/tmp/ipyker[n]el|" + "|".join(map(re.escape, sorted(own))) + ")"
+    )
 
 
 def check_files(root, names):
@@ -350,7 +426,9 @@ def check_files(root, names):
         path = root / name
         if path.stat().st_size > BYTES:
             faults.append(f"{name}: {path.stat().st_size / 1e6:.1f} MB, more than 1 MB")
-        elif path.suffix in TEXT and (hit := pattern.search(path.read_text(encoding="utf-8", errors="ignore"))):
+        elif path.suffix in TEXT and (
+            hit := pattern.search(path.read_text(encoding="utf-8", errors="ignore"))
+        ):
             faults.append(f"{name}: a path of this machine: {hit[0]}")
     return faults
 
@@ -362,10 +440,16 @@ def check_api(root):
     if not page.exists():
         return []
     shell, nb = CaptureShell(page.parent), read(page)
-    kept = "".join("".join(o["data"]["text/markdown"]) for _, o in outputs(nb) if "text/markdown" in o.get("data", {}))
+    kept = "".join(
+        "".join(o["data"]["text/markdown"]) for _, o in outputs(nb) if "text/markdown" in o.get("data", {})
+    )
     made = [o for _, text, _ in cells(nb, "code") for o in shell.run(text)]
     now = "".join("".join(o["data"]["text/markdown"]) for o in made if "text/markdown" in o.get("data", {}))
-    return [] if kept.strip() == now.strip() else ["api.ipynb: its table is not what the package exports: execute the page"]
+    return (
+        []
+        if kept.strip() == now.strip()
+        else ["api.ipynb: its table is not what the package exports: execute the page"]
+    )
 
 
 def check(root, proc=make_site.process):
@@ -386,7 +470,9 @@ def check(root, proc=make_site.process):
     there = [p for p in shown if (done / p).exists()]
     places = {name: anchors(read(done / p)) for p in there for name in (p, html_name(p))}
     for p in there:
-        faults += [f"{p}: {f}" for f in check_processed(done / p) + check_links(done, done / p, places, inside)]
+        faults += [
+            f"{p}: {f}" for f in check_processed(done / p) + check_links(done, done / p, places, inside)
+        ]
     print(f"{len(pages)} pages, {len(files)} files checked")
     return faults + [f"{p}: nbdev did not process it" for p in shown if p not in there]
 

@@ -1,4 +1,5 @@
-"Write README.md and its picture from nbs/index.ipynb, without Quarto; or only compare them: `make_readme.py --check`."
+"""Write README.md and its picture from nbs/index.ipynb, without Quarto; or only compare them: `make_readme.py
+--check`."""
 import base64
 import re
 import sys
@@ -16,13 +17,19 @@ HIDDEN = re.compile(r"^#\|\s*(hide|export|exporti|default_exp)\b|^#\|\s*include:
 def shown(cell):
     "The cell as a reader of plain text sees it, or None."
     source = cell.source.strip()
-    if cell.cell_type == "raw" or (cell.cell_type == "code" and HIDDEN.search(source)): return None
+    if cell.cell_type == "raw" or (cell.cell_type == "code" and HIDDEN.search(source)):
+        return None
     if cell.cell_type == "markdown":
         cell.source = local_links(source)
         return cell
-    cell.source = "" if re.search(r"^#\|\s*echo:\s*false", source, re.M) else re.sub(r"^#\|.*\n?", "", source, flags=re.M)
+    cell.source = (
+        ""
+        if re.search(r"^#\|\s*echo:\s*false", source, re.M)
+        else re.sub(r"^#\|.*\n?", "", source, flags=re.M)
+    )
     drawn = [o for o in cell.outputs if "image/png" in o.get("data", {})]
-    if drawn: return picture(source)
+    if drawn:
+        return picture(source)
     cell.outputs = [o for o in cell.outputs if plain(o)]
     return cell if cell.source or cell.outputs else None
 
@@ -35,15 +42,19 @@ def drawn(path):
     "The pixels of the one picture of a notebook, as a PNG file."
     outputs = [o for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])]
     found = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    if len(found) != 1: sys.exit(f"{path.name} has {len(found)} pictures: README.md shows one")
+    if len(found) != 1:
+        sys.exit(f"{path.name} has {len(found)} pictures: README.md shows one")
     return base64.b64decode(found[0])
 
 def plain(output):
     "Keep one text form of an output; a picture, and what only names one, has none."
-    if output.output_type == "stream": return output.name == "stdout"
-    if output.output_type == "error": return True
+    if output.output_type == "stream":
+        return output.name == "stdout"
+    if output.output_type == "error":
+        return True
     data = output.get("data", {})
-    if any(kind.startswith("image/") for kind in data): return False
+    if any(kind.startswith("image/") for kind in data):
+        return False
     best = next((kind for kind in TEXT if kind in data), None)
     output.data = {best: local_links("".join(data[best]))} if best else {}
     return best is not None
@@ -66,8 +77,11 @@ def main(check):
     page, path = ROOT / "nbs/index.ipynb", ROOT / "README.md"
     made = {path: readme(page).encode(), PICTURE: drawn(page)}
     if not check:
-        for file, content in made.items(): file.write_bytes(content)
+        for file, content in made.items():
+            file.write_bytes(content)
     stale = [file.name for file, content in made.items() if not file.exists() or file.read_bytes() != content]
-    if stale: sys.exit(f"{', '.join(stale)}: not what nbs/index.ipynb says, run `make readme`")
+    if stale:
+        sys.exit(f"{', '.join(stale)}: not what nbs/index.ipynb says, run `make readme`")
 
-if __name__ == "__main__": main("--check" in sys.argv[1:])
+if __name__ == "__main__":
+    main("--check" in sys.argv[1:])

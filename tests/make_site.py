@@ -1,4 +1,5 @@
-"""Write the site into _docs: nbdev processes the pages, `finish` does what it leaves undone, the user's Quarto renders.
+"""Write the site into _docs: nbdev processes the pages, `finish` does what it leaves undone, the user's
+Quarto renders.
 `make_site.py --check` only says whether Quarto is there."""
 import ast
 import base64
@@ -15,7 +16,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HOST = "GPVAE_DOC_HOST"  # where the site will stand, e.g. https://someone.github.io/gpvae; without it settings.ini says
+HOST = "GPVAE_DOC_HOST"  # address of the site, in place of that of settings.ini
 NOTEBOOKS = "notebooks"  # the folder of the site that holds the pages for download
 MANY = 4  # names that the title of folded source spells out
 FOLDED = re.compile(r'^#\| code-fold: (?:show|true)\n#\| code-summary: "Exported source"\n?')
@@ -24,7 +25,7 @@ NESTED_LINK = re.compile(r"(\[(?:[^\[\]\n]|\[[^\[\]\n]*\](?:\([^()\s]*\))?)*)\[(
 PRIVATE_LINK = re.compile(r"\[(`(?:\w+\.)*_\w+`)\]\([^()\s]*\)")
 CODE_BLOCK = re.compile(r'<code class="sourceCode python">(.*?)</code>', re.S)
 CODE_LINE = re.compile(r'<span id="cb[\w-]+">(.*?)</span>\n?(?=<span id="cb|$)', re.S)
-NO_QUARTO = "make site needs Quarto 1.7 or newer on PATH: https://quarto.org/docs/get-started/ has it for every system"
+NO_QUARTO = "make site needs Quarto 1.7 or newer on PATH: see https://quarto.org/docs/get-started/"
 
 
 def source(cell):
@@ -33,7 +34,8 @@ def source(cell):
 
 
 def process(root=ROOT):
-    "What Quarto is handed, in _proc. nbdev's own commands would install Quarto, so its parts are called instead."
+    """What Quarto is handed, in _proc. nbdev's own commands would install Quarto, so its parts are called
+    instead."""
     from nbdev.config import get_config
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
@@ -42,7 +44,9 @@ def process(root=ROOT):
     refresh_quarto_yml()
     proc = Path(proc_nbs(force=True, n_workers=2))
     settings = root / "nbs/nbdev.yml"  # written by refresh_quarto_yml
-    settings.write_text(with_host(settings.read_text(encoding="utf-8"), os.environ.get(HOST)), encoding="utf-8")
+    settings.write_text(
+        with_host(settings.read_text(encoding="utf-8"), os.environ.get(HOST)), encoding="utf-8"
+    )
     shutil.copy2(settings, proc)
     for page in sorted(p for p in proc.rglob("*.ipynb") if (root / "nbs" / p.relative_to(proc)).exists()):
         finish_file(page, root / "nbs" / page.relative_to(proc), page.relative_to(proc).as_posix(), proc)
@@ -126,7 +130,8 @@ def without_nested_links(text):
 
 
 def shown(output, fields=(), classes=()):
-    """Quarto adds require.js and jQuery from a remote host to a page with an HTML output: raw HTML in Markdown shows the same.
+    """Quarto adds require.js and jQuery from a remote host to a page with an HTML output: raw HTML in
+    Markdown shows the same.
     Pictures with many dots an inch are shown in the size that they were drawn for."""
     data = output.get("data", {})
     if "text/html" in data:
@@ -134,7 +139,7 @@ def shown(output, fields=(), classes=()):
         output["data"] = {"text/markdown": f"```{{=html}}\n{one_header(table).strip()}\n```"}
     elif "text/markdown" in data:
         text = with_classes("".join(data["text/markdown"]), dict(fields), set(classes))
-        output["data"] = {"text/markdown": without_nested_links(text)}
+        output["data"] = {"text/markdown": unbroken_numbers(without_nested_links(text))}
     elif "image/png" in data:
         width = drawn_width(base64.b64decode("".join(data["image/png"])))
         if width:
@@ -142,10 +147,24 @@ def shown(output, fields=(), classes=()):
     return output
 
 
+def unbroken_numbers(text):
+    "In the rows of a table a number stays on one line with its error, an interval with its ends."
+    rows = text.split("\n")
+    for i, row in enumerate(rows):
+        if row.startswith("|"):
+            row = re.sub(r"(\d) ± (?=\d)", "\\1\u00a0±\u00a0", row)
+            rows[i] = re.sub(r"(\[[-−+]?[\d.]+), (?=[-−+]?\d)", "\\1,\u00a0", row)
+    return "\n".join(rows)
+
+
 def one_header(html):
     "pandas gives the name of the index a header row of its own, empty but for that name."
-    rows = re.match(r"(.*?<thead>\s*<tr[^>]*>\s*<th>)(</th>.*?</tr>)\s*<tr>\s*<th>([^<]*)</th>(?:\s*<th></th>)*\s*</tr>"
-                    r"(\s*</thead>.*)", html, flags=re.S)
+    rows = re.match(
+        r"(.*?<thead>\s*<tr[^>]*>\s*<th>)(</th>.*?</tr>)\s*<tr>\s*<th>([^<]*)</th>(?:\s*<th></th>)*\s*</tr>"
+        r"(\s*</thead>.*)",
+        html,
+        flags=re.S,
+    )
     return html if rows is None else rows[1] + rows[3] + rows[2] + rows[4]
 
 
@@ -154,7 +173,10 @@ def drawn_width(png):
     dots = png.find(b"pHYs")
     if png[:8] != b"\x89PNG\r\n\x1a\n" or dots < 0:
         return None
-    width, per_inch = struct.unpack(">I", png[16:20])[0], struct.unpack(">I", png[dots + 4:dots + 8])[0] * 0.0254
+    width, per_inch = (
+        struct.unpack(">I", png[16:20])[0],
+        struct.unpack(">I", png[dots + 4 : dots + 8])[0] * 0.0254,
+    )
     return round(width * 100 / per_inch) if per_inch > 101 else None
 
 
@@ -232,7 +254,9 @@ def html_faults(proc, docs):
         lines = [html.unescape(re.sub(r"<[^>]+>", "", line)).strip() for line in lines]
         lost = [line for line in lines if line not in known]
         if lost:
-            faults.append(f"{name}: {len(lost)} lines of code that its notebook does not have: {lost[0][:60]!r} ...")
+            faults.append(
+                f"{name}: {len(lost)} lines of code that its notebook does not have: {lost[0][:60]!r} ..."
+            )
     return faults
 
 
@@ -244,7 +268,9 @@ def html_name(page):
 def known_lines(notebook):
     "Every line of a processed page, its outputs too."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    texts = [source(c) for c in cells] + ["".join(o.get("data", {}).get("text/markdown", "")) for c in cells for o in c.get("outputs", [])]
+    texts = [source(c) for c in cells] + [
+        "".join(o.get("data", {}).get("text/markdown", "")) for c in cells for o in c.get("outputs", [])
+    ]
     return {line.strip() for text in texts for line in text.splitlines()} | {""}
 
 

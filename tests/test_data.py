@@ -33,7 +33,8 @@ def images(*xs): return sorted(bytes(np.ascontiguousarray(i)) for x in xs for i 
 
 def fails(match, *args, **kwargs):
     "`load` raises a one-line InputError that matches."
-    with pytest.raises(InputError, match=match) as e: load(*args, **kwargs)
+    with pytest.raises(InputError, match=match) as e:
+        load(*args, **kwargs)
     assert "\n" not in str(e.value)
     return str(e.value)
 
@@ -41,7 +42,13 @@ def fails(match, *args, **kwargs):
 @pytest.fixture
 def small(tmp_path):
     "A grey set of 40 + 10 images of 6×5 pixels under the root `tmp_path`."
-    return save(tmp_path / "small.npz", x_train=pixels(40, 6, 5, 1), y_train=np.arange(40), x_test=pixels(10, 6, 5, 1), y_test=np.arange(10))
+    return save(
+        tmp_path / "small.npz",
+        x_train=pixels(40, 6, 5, 1),
+        y_train=np.arange(40),
+        x_test=pixels(10, 6, 5, 1),
+        y_test=np.arange(10),
+    )
 
 
 # --- the default set
@@ -50,14 +57,17 @@ def test_digits(tmp_path):
     data = load("digits", tmp_path)
     assert data.x_shape == (1, 8, 8) and data.choice == CHOICES["digits"]
     assert [len(x) for x in (data.x_train, data.x_valid, data.x_test)] == [1300, 200, 297]
-    assert data.x_train.dtype == torch.uint8 and data.x_train.max() == 255 and data.y_test.dtype == torch.int64
+    assert (
+        data.x_train.dtype == torch.uint8 and data.x_train.max() == 255 and data.y_test.dtype == torch.int64
+    )
     whole = sources.fetch_digits(tmp_path)
     assert images(data.x_train, data.x_valid) == images(whole["x_train"].transpose(0, 3, 1, 2))
     assert len(set(data.y_test.tolist())) == 10
 
 
 def test_digits_are_the_same_everywhere(tmp_path):
-    "The pixels and their order are part of every result: a change of this number makes old results incomparable."
+    """The pixels and their order are part of every result: a change of this number makes old results
+    incomparable."""
     assert load("digits", tmp_path).checksum[:12] == "5cd952ad2424"
 
 
@@ -75,13 +85,17 @@ def test_checksum_is_of_the_pixels(tmp_path):
 def test_second_start_reads_no_source_and_prepares_nothing(tmp_path, monkeypatch):
     save(tmp_path / "mnist.npz", x_train=pixels(900, 28, 28, 1), x_test=pixels(100, 28, 28, 1))
     one = load("mnist", tmp_path)
-    for name in ("read_set", "prepare_set", "prepare_image"): monkeypatch.setattr(gd, name, None)
+    for name in ("read_set", "prepare_set", "prepare_image"):
+        monkeypatch.setattr(gd, name, None)
     two = load("mnist", tmp_path)
     assert one.checksum == two.checksum and torch.equal(one.x_train, two.x_train)
 
 
 def test_prepared_copy_does_not_import_torchvision(tmp_path):
-    code = f"import sys; from gpvae.data import load; load('digits', {str(tmp_path)!r}); assert not {{'torchvision', 'pandas', 'matplotlib'}} & set(sys.modules)"
+    code = (
+        f"import sys; from gpvae.data import load; load('digits', {str(tmp_path)!r}); "
+        "assert not {'torchvision', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
     load("digits", tmp_path)
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -130,7 +144,8 @@ def test_changed_row_is_prepared_again(tmp_path, monkeypatch):
 
 def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(gd, "pixel_checksum", lambda splits: 1 / 0)
-    with pytest.raises(ZeroDivisionError): load("digits", tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        load("digits", tmp_path)
     assert not list((tmp_path / "prepared").iterdir())
 
 
@@ -142,9 +157,11 @@ def test_two_processes_prepare_at_once(tmp_path):
         both.wait()
         out.put((load("digits", tmp_path).checksum, os.stat(next((tmp_path / "prepared").iterdir())).st_ino))
     processes = [context.Process(target=work) for _ in range(2)]
-    for process in processes: process.start()
+    for process in processes:
+        process.start()
     found = {out.get(timeout=60) for _ in processes}
-    for process in processes: process.join()
+    for process in processes:
+        process.join()
     assert len(found) == 1 and [p.name[:7] for p in (tmp_path / "prepared").iterdir()] == ["digits-"]
 
 
@@ -191,24 +208,31 @@ def test_nested_subsets(tmp_path):
 
 def test_labels_follow_their_images(tmp_path, small):
     data = load("small", tmp_path)
-    with np.load(small) as z: source = {s: (z[f"x_{s}"].transpose(0, 3, 1, 2), z[f"y_{s}"]) for s in ("train", "test")}
+    with np.load(small) as z:
+        source = {s: (z[f"x_{s}"].transpose(0, 3, 1, 2), z[f"y_{s}"]) for s in ("train", "test")}
     for s in sources.SPLITS:
         x, y = source["test" if s == "test" else "train"]
-        for a, label in zip(getattr(data, f"x_{s}"), getattr(data, f"y_{s}")): assert np.array_equal(a, x[y == int(label)][0])
+        for a, label in zip(getattr(data, f"x_{s}"), getattr(data, f"y_{s}")):
+            assert np.array_equal(a, x[y == int(label)][0])
     assert sorted(data.y_test.tolist()) == list(range(10))
     assert sorted(data.y_train.tolist() + data.y_valid.tolist()) == list(range(40)) and len(data.y_valid) == 4
 
 
 def test_own_validation_split_is_kept(tmp_path):
-    save(tmp_path / "own.npz", **{f"x_{s}": pixels(n, 4, 4, 1) for s, n in (("train", 30), ("valid", 20), ("test", 5))})
+    save(
+        tmp_path / "own.npz",
+        **{f"x_{s}": pixels(n, 4, 4, 1) for s, n in (("train", 30), ("valid", 20), ("test", 5))},
+    )
     data = load("own", tmp_path)
-    with np.load(tmp_path / "own.npz") as z: own = z["x_valid"].transpose(0, 3, 1, 2)
+    with np.load(tmp_path / "own.npz") as z:
+        own = z["x_valid"].transpose(0, 3, 1, 2)
     assert len(data.x_train) == 30 and images(data.x_valid) == images(own) and data.y_train is None
 
 
 @pytest.mark.parametrize("n", [0, -3, True, np.int64(0)])
 def test_n_not_positive(tmp_path, n):
-    for name in ("n_train", "n_valid"): fails(f"{name} is .*: (pass at least 1|it must be a whole number)", "digits", tmp_path, **{name: n})
+    for name in ("n_train", "n_valid"):
+        fails(f"{name} is .*: (pass at least 1|it must be a whole number)", "digits", tmp_path, **{name: n})
     assert not list(tmp_path.iterdir())
 
 
@@ -226,7 +250,11 @@ def test_n_too_large(tmp_path):
 def test_default_row(tmp_path):
     save(tmp_path / "rgb.npz", x_train=pixels(30, 7, 9, 3), x_test=pixels(3, 7, 9, 3))
     save(tmp_path / "grey.npz", x_train=pixels(30, 7, 9, 1), x_test=pixels(3, 7, 9, 1))
-    save(tmp_path / "binary.npz", x_train=pixels(30, 7, 9, 1) // 128 * 255, x_test=pixels(3, 7, 9, 1) // 128 * 255)
+    save(
+        tmp_path / "binary.npz",
+        x_train=pixels(30, 7, 9, 1) // 128 * 255,
+        x_test=pixels(3, 7, 9, 1) // 128 * 255,
+    )
     rows = [load(n, tmp_path) for n in ("rgb", "grey", "binary", "rgb")]
     assert [d.x_shape for d in rows] == [(3, 7, 9), (1, 7, 9), (1, 7, 9), (3, 7, 9)]
     assert [(d.choice.likelihood, d.choice.binarisation) for d in rows] == \
@@ -235,7 +263,11 @@ def test_default_row(tmp_path):
 
 def test_path_and_name_agree(tmp_path, small, monkeypatch):
     by_name = load("small", tmp_path)
-    assert load(small, tmp_path).checksum == load(str(small), tmp_path / "elsewhere").checksum == by_name.checksum
+    assert (
+        load(small, tmp_path).checksum
+        == load(str(small), tmp_path / "elsewhere").checksum
+        == by_name.checksum
+    )
     monkeypatch.chdir(tmp_path)
     assert load("small.npz", tmp_path).checksum == by_name.checksum
     monkeypatch.setenv("GPVAE_DATA", str(tmp_path))
@@ -249,16 +281,24 @@ def test_an_own_file_under_a_known_name_is_not_the_known_set(tmp_path):
     save(own, x_train=pixels(30, 8, 8, 1), x_test=pixels(3, 8, 8, 1))
     mine, known = load(own, tmp_path), load("digits", tmp_path)
     assert mine.name == known.name == "digits" and mine.checksum != known.checksum
-    assert mine.source == str(own) and known.source is None and load(mine.source, tmp_path).checksum == mine.checksum
+    assert (
+        mine.source == str(own)
+        and known.source is None
+        and load(mine.source, tmp_path).checksum == mine.checksum
+    )
     assert len(mine.x_test) == 3 and len(known.x_test) == 297
 
 
-@pytest.mark.parametrize("name, shape", [("omniglot", (105, 105, 1)), ("mnist", (14, 14, 1)), ("celeba", (109, 89, 3)), ("cifar10", (16, 20, 1))])
+@pytest.mark.parametrize(
+    "name, shape",
+    [("omniglot", (105, 105, 1)), ("mnist", (14, 14, 1)), ("celeba", (109, 89, 3)), ("cifar10", (16, 20, 1))],
+)
 def test_an_own_file_by_its_path_is_taken_as_it_is(tmp_path, name, shape):
     "Not inverted, not resampled, not cropped, whatever set of the table has its name."
     own = save(tmp_path / f"{name}.npz", x_train=pixels(12, *shape), x_test=pixels(5, *shape))
     data = load(own, tmp_path / "root")
-    with np.load(own) as z: x = z["x_test"].transpose(0, 3, 1, 2)
+    with np.load(own) as z:
+        x = z["x_test"].transpose(0, 3, 1, 2)
     assert data.x_shape == x.shape[1:] and images(data.x_test) == images(x)
     assert data.choice.likelihood == ("gaussian" if shape[-1] == 3 else "bernoulli")
 
@@ -277,7 +317,8 @@ def test_npz_takes_precedence(tmp_path, monkeypatch):
 
 def test_omniglot_row(tmp_path):
     "Dark ink on light paper, 105×105, becomes ink 255 on 0, 28×28, without aliasing."
-    paper = np.full((20, 105, 105, 1), 255, np.uint8); paper[:, :, 50:55] = 0
+    paper = np.full((20, 105, 105, 1), 255, np.uint8)
+    paper[:, :, 50:55] = 0
     save(tmp_path / "omniglot.npz", x_train=paper, x_test=paper[:2])
     data = load("omniglot", tmp_path)
     assert data.x_shape == (1, 28, 28) and len(data.x_valid) == 2
@@ -288,28 +329,41 @@ def test_omniglot_row(tmp_path):
 
 def test_celeba_row(tmp_path):
     "The centre square of 148/178 of the width, also at half size, becomes 64×64."
-    face = np.zeros((12, 109, 89, 3), np.uint8); face[:, 17:91, 7:81] = (10, 20, 30)
+    face = np.zeros((12, 109, 89, 3), np.uint8)
+    face[:, 17:91, 7:81] = (10, 20, 30)
     save(tmp_path / "celeba.npz", x_train=face, x_test=face[:2])
     data = load("celeba", tmp_path)
     assert data.x_shape == (3, 64, 64) and data.choice.likelihood == "gaussian"
-    assert torch.equal(data.x_test[0], torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 64, 64))
+    assert torch.equal(
+        data.x_test[0], torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
+    )
 
 
 def test_rows_at_their_own_size_keep_every_pixel(tmp_path):
-    for name, shape in dict(svhn=(32, 32, 3), cifar10=(32, 32, 3), static_mnist=(28, 28, 1), fashion=(28, 28, 1)).items():
+    for name, shape in dict(
+        svhn=(32, 32, 3), cifar10=(32, 32, 3), static_mnist=(28, 28, 1), fashion=(28, 28, 1)
+    ).items():
         x = pixels(900, *shape) if name == "svhn" else pixels(20, *shape)
         save(tmp_path / f"{name}.npz", x_train=x, x_test=x[:5])
         data = load(name, tmp_path)
-        assert images(data.x_train, data.x_valid) == images(x.transpose(0, 3, 1, 2)) and len(data.x_valid) == len(x) // 10
+        assert (
+            images(data.x_train, data.x_valid) == images(x.transpose(0, 3, 1, 2))
+            and len(data.x_valid) == len(x) // 10
+        )
 
 
 def test_picture_files(tmp_path, monkeypatch):
     "A source that hands over files gives the same set as the same pixels in an array."
     x = pixels(12, 109, 89, 3)
-    for i, a in enumerate(x): Image.fromarray(a).save(tmp_path / f"{i:02}.png")
+    for i, a in enumerate(x):
+        Image.fromarray(a).save(tmp_path / f"{i:02}.png")
     files = sources.Pictures(sorted(tmp_path.glob("*.png")), "RGB")
     assert files.shape == x.shape and np.array_equal(files[3], x[3]) and len(files[10:]) == 2
-    monkeypatch.setitem(CHOICES, "celeba", replace(CHOICES["celeba"], source=lambda root: dict(x_train=files[:10], x_test=files[10:])))
+    monkeypatch.setitem(
+        CHOICES,
+        "celeba",
+        replace(CHOICES["celeba"], source=lambda root: dict(x_train=files[:10], x_test=files[10:])),
+    )
     from_files = load("celeba", tmp_path / "a").checksum
     save(tmp_path / "celeba.npz", x_train=x[:10], x_test=x[10:])
     assert load("celeba", tmp_path).checksum == from_files
@@ -324,8 +378,10 @@ def test_to_float():
     for seed in range(20):
         y = to_float(x, "stochastic", torch.Generator().manual_seed(seed))
         assert y[0, 0, 0, 0] == 0 and y[0, 0, 15, 15] == 1 and set(y.unique().tolist()) == {0., 1.}
-    with pytest.raises(InputError, match="generator"): to_float(x, "stochastic")
-    with pytest.raises(InputError, match="did you mean 'stochastic'"): to_float(x, "stocastic")
+    with pytest.raises(InputError, match="generator"):
+        to_float(x, "stochastic")
+    with pytest.raises(InputError, match="did you mean 'stochastic'"):
+        to_float(x, "stocastic")
 
 
 GREY = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
@@ -350,17 +406,20 @@ GREY = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     (torch.cat([GREY / 255, GREY / 255 - torch.nan]), "floats", "look for NaN"),
 ])
 def test_pixels_that_would_be_silently_wrong(x, binarisation, match):
-    with pytest.raises(InputError, match=match) as e: check_pixels(x, binarisation)
+    with pytest.raises(InputError, match=match) as e:
+        check_pixels(x, binarisation)
     assert "\n" not in str(e.value)
     if x.dtype != torch.uint8:
-        with pytest.raises(InputError, match=match): to_float(x, binarisation, torch.Generator())
+        with pytest.raises(InputError, match=match):
+            to_float(x, binarisation, torch.Generator())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_floats_pass_unchanged_under_their_name(dtype):
     x = (GREY / 255).to(dtype)
     assert to_float(x, "floats") is x
-    for x in (GREY, GREY[..., :1], GREY * 0): check_pixels(x, "none") # a dark batch is fine
+    for x in (GREY, GREY[..., :1], GREY * 0):
+        check_pixels(x, "none") # a dark batch is fine
 
 
 @pytest.mark.parametrize("draw", [
@@ -379,17 +438,29 @@ def test_fixed_draw(tmp_path):
     x = load("digits", tmp_path).x_train
     drawn = binarise_fixed(x, split_seed("train"))
     assert drawn.dtype == torch.uint8 and set(drawn.unique().tolist()) == {0, 255}
-    assert torch.equal(binarise_fixed(x[:77], split_seed("train")), drawn[:77])  # nested: 1300 images are more than one chunk
+    assert torch.equal(
+        binarise_fixed(x[:77], split_seed("train")), drawn[:77]
+    )  # nested: 1300 images are more than one chunk
     assert torch.equal(binarise_fixed(x[:1077], split_seed("train")), drawn[:1077])
-    assert len({split_seed(s) for s in sources.SPLITS}) == 3 and not torch.equal(binarise_fixed(x, split_seed("valid")), drawn)
+    assert len({split_seed(s) for s in sources.SPLITS}) == 3 and not torch.equal(
+        binarise_fixed(x, split_seed("valid")), drawn
+    )
     assert pixel_checksum([drawn])[:12] == "493201596c89"  # part of every result obtained under `fixed`
 
 
 def test_splits(tmp_path):
     data = load("digits", tmp_path, n_train=64)
     fixed, new, grey = (prepare_splits(data, b) for b in ("fixed", "stochastic", "none"))
-    assert (fixed.train_binarisation, new.train_binarisation, grey.train_binarisation) == ("static", "stochastic", "none")
-    assert (fixed.eval_binarisation, new.eval_binarisation, grey.eval_binarisation) == ("static", "static", "none")
+    assert (fixed.train_binarisation, new.train_binarisation, grey.train_binarisation) == (
+        "static",
+        "stochastic",
+        "none",
+    )
+    assert (fixed.eval_binarisation, new.eval_binarisation, grey.eval_binarisation) == (
+        "static",
+        "static",
+        "none",
+    )
     assert torch.equal(fixed.test, new.test) and torch.equal(fixed.valid, new.valid) and is_binary(new.test)
     assert torch.equal(new.train, data.x_train) and torch.equal(grey.test, data.x_test)
 
@@ -408,15 +479,22 @@ def test_gather_is_seeded_and_drawn_anew(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_splits_on_cuda(tmp_path):
     splits = prepare_splits(load("digits", tmp_path), "stochastic", "cuda")
-    x = gather(splits.train, torch.arange(9, device="cuda"), "stochastic", torch.Generator("cuda").manual_seed(0))
-    assert x.is_cuda and torch.equal(splits.test.cpu(), prepare_splits(load("digits", tmp_path), "fixed").test)
+    x = gather(
+        splits.train, torch.arange(9, device="cuda"), "stochastic", torch.Generator("cuda").manual_seed(0)
+    )
+    assert x.is_cuda and torch.equal(
+        splits.test.cpu(), prepare_splits(load("digits", tmp_path), "fixed").test
+    )
 
 
 def test_check_binarisation(tmp_path, small):
     data = load("digits", tmp_path)
-    with pytest.raises(InputError, match="digits has grey pixels in x_train"): prepare_splits(data, "static")
-    with pytest.raises(InputError, match="did you mean 'fixed'"): check_binarisation(data, "fixd")
-    for b in ("fixed", "stochastic", "none"): check_binarisation(data, b)
+    with pytest.raises(InputError, match="digits has grey pixels in x_train"):
+        prepare_splits(data, "static")
+    with pytest.raises(InputError, match="did you mean 'fixed'"):
+        check_binarisation(data, "fixd")
+    for b in ("fixed", "stochastic", "none"):
+        check_binarisation(data, b)
     x = pixels(20, 28, 28, 1) // 128 * 255
     save(tmp_path / "static_mnist.npz", x_train=x, x_test=x)
     check_binarisation(load("static_mnist", tmp_path), "static")
@@ -433,33 +511,51 @@ def test_unknown_name(tmp_path, small):
 GOOD = dict(x_train=pixels(20, 4, 4, 1), x_test=pixels(5, 4, 4, 1))
 
 
-@pytest.mark.parametrize("change, match", [
-    (dict(x_train=np.zeros((20, 4, 4, 1), np.float32)), "x_train of .* is float32: pixels must be uint8"),
-    (dict(x_test=np.zeros((5, 4, 4, 1))), "x_test of .* is float64"),
-    (dict(x_train=None), "has no x_train"),
-    (dict(x_test=None), "has no x_test"),
-    (dict(x_test=pixels(5, 5, 4, 1)), r"x_test of .* has images \[5, 4, 1\], x_train \[4, 4, 1\]"),
-    (dict(x_valid=pixels(5, 4, 4, 3)), r"x_valid of .* has images \[4, 4, 3\]"),
-    (dict(x_train=pixels(20, 4, 4, 1)[..., 0]), r"x_train of .* has shape \[20, 4, 4\]: it must be \[N, H, W, C\]"),
-    (dict(x_train=np.array([pixels(1, 4, 4, 1)[0], pixels(1, 5, 5, 1)[0]], dtype=object)), "arrays of objects: all images must have one size"),
-    (dict(x_train=pixels(0, 4, 4, 1)), "x_train of .* is empty"),
-    (dict(x_test=pixels(0, 4, 4, 1)), "x_test of .* is empty"),
-    (dict(x_valid=pixels(0, 4, 4, 1)), "x_valid of .* is empty"),
-    (dict(x_train=pixels(1, 4, 4, 1)), "at least two"),
-    (dict(x_train=pixels(20, 1, 4, 4), x_test=pixels(5, 1, 4, 4)), "4 channels"),
-    (dict(x_train=pixels(20, 0, 4, 1), x_test=pixels(5, 0, 4, 1)), "without pixels"),
-    (dict(x_train=pixels(20, 4, 4, 1) % 2, x_test=pixels(5, 4, 4, 1) % 2), "run to 1, not to 255: multiply the images by 255"),
-    (dict(x_test=pixels(5, 4, 4, 1) % 2), "x_test of .* run to 1, not to 255: multiply the images by 255"),
-    (dict(x_valid=pixels(5, 4, 4, 1) % 2), "x_valid of .* run to 1, not to 255"),
-    (dict(x_train=pixels(20, 4, 4, 1) % 17, x_test=pixels(5, 4, 4, 1) % 17), "run to 16, not to 255: scale the images"),
-    (dict(x_val=pixels(5, 4, 4, 1)), "'x_val' is unknown: did you mean 'x_valid'"),
-    (dict(X_valid=pixels(5, 4, 4, 1)), "'X_valid' is unknown"),
-    (dict(test=pixels(5, 4, 4, 1)), "'test' is unknown"),
-    (dict(labels_train=np.arange(20)), "'labels_train' is unknown"),
-    (dict(y_train=np.arange(19)), r"y_train of .* is int64 \[19\]: labels must be 20 integers"),
-    (dict(y_test=np.zeros(5)), "y_test of .* is float64"),
-    (dict(y_valid=np.arange(5)), "y_valid of .*"),
-])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (dict(x_train=np.zeros((20, 4, 4, 1), np.float32)), "x_train of .* is float32: pixels must be uint8"),
+        (dict(x_test=np.zeros((5, 4, 4, 1))), "x_test of .* is float64"),
+        (dict(x_train=None), "has no x_train"),
+        (dict(x_test=None), "has no x_test"),
+        (dict(x_test=pixels(5, 5, 4, 1)), r"x_test of .* has images \[5, 4, 1\], x_train \[4, 4, 1\]"),
+        (dict(x_valid=pixels(5, 4, 4, 3)), r"x_valid of .* has images \[4, 4, 3\]"),
+        (
+            dict(x_train=pixels(20, 4, 4, 1)[..., 0]),
+            r"x_train of .* has shape \[20, 4, 4\]: it must be \[N, H, W, C\]",
+        ),
+        (
+            dict(x_train=np.array([pixels(1, 4, 4, 1)[0], pixels(1, 5, 5, 1)[0]], dtype=object)),
+            "arrays of objects: all images must have one size",
+        ),
+        (dict(x_train=pixels(0, 4, 4, 1)), "x_train of .* is empty"),
+        (dict(x_test=pixels(0, 4, 4, 1)), "x_test of .* is empty"),
+        (dict(x_valid=pixels(0, 4, 4, 1)), "x_valid of .* is empty"),
+        (dict(x_train=pixels(1, 4, 4, 1)), "at least two"),
+        (dict(x_train=pixels(20, 1, 4, 4), x_test=pixels(5, 1, 4, 4)), "4 channels"),
+        (dict(x_train=pixels(20, 0, 4, 1), x_test=pixels(5, 0, 4, 1)), "without pixels"),
+        (
+            dict(x_train=pixels(20, 4, 4, 1) % 2, x_test=pixels(5, 4, 4, 1) % 2),
+            "run to 1, not to 255: multiply the images by 255",
+        ),
+        (
+            dict(x_test=pixels(5, 4, 4, 1) % 2),
+            "x_test of .* run to 1, not to 255: multiply the images by 255",
+        ),
+        (dict(x_valid=pixels(5, 4, 4, 1) % 2), "x_valid of .* run to 1, not to 255"),
+        (
+            dict(x_train=pixels(20, 4, 4, 1) % 17, x_test=pixels(5, 4, 4, 1) % 17),
+            "run to 16, not to 255: scale the images",
+        ),
+        (dict(x_val=pixels(5, 4, 4, 1)), "'x_val' is unknown: did you mean 'x_valid'"),
+        (dict(X_valid=pixels(5, 4, 4, 1)), "'X_valid' is unknown"),
+        (dict(test=pixels(5, 4, 4, 1)), "'test' is unknown"),
+        (dict(labels_train=np.arange(20)), "'labels_train' is unknown"),
+        (dict(y_train=np.arange(19)), r"y_train of .* is int64 \[19\]: labels must be 20 integers"),
+        (dict(y_test=np.zeros(5)), "y_test of .* is float64"),
+        (dict(y_valid=np.arange(5)), "y_valid of .*"),
+    ],
+)
 def test_bad_arrays(tmp_path, change, match):
     file = save(tmp_path / "bad.npz", **{k: v for k, v in (GOOD | change).items() if v is not None})
     assert str(file) in fails(match, "bad", tmp_path)
@@ -481,15 +577,19 @@ def test_arrays_that_do_not_fit_their_row(tmp_path, name, shape, match):
 @pytest.mark.parametrize("keep", [0, 10, 300, 0.5, 0.95])
 @pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
 def test_truncated_npz(tmp_path, keep, writer):
-    file = tmp_path / "cut.npz"; writer(file, **GOOD)
+    file = tmp_path / "cut.npz"
+    writer(file, **GOOD)
     whole = file.read_bytes()
     file.write_bytes(whole[:keep if isinstance(keep, int) else int(keep * len(whole))])
     assert str(file) in fails("is damaged or no .npz", "cut", tmp_path)
 
 
 def test_flipped_bits_in_npz(tmp_path):
-    file = tmp_path / "flip.npz"; np.savez(file, **GOOD)
-    bits = bytearray(file.read_bytes()); bits[300] ^= 255; file.write_bytes(bits)
+    file = tmp_path / "flip.npz"
+    np.savez(file, **GOOD)
+    bits = bytearray(file.read_bytes())
+    bits[300] ^= 255
+    file.write_bytes(bits)
     fails("is damaged or no .npz", "flip", tmp_path)
 
 
@@ -505,8 +605,10 @@ def test_every_broken_byte_of_an_npz_is_noticed_or_harmless(tmp_path):
     whole, right = file.read_bytes(), load("flip", tmp_path).checksum
     for at in range(0, len(whole), 23):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1:])
-        try: assert load("flip", tmp_path).checksum == right
-        except InputError as e: assert "objects" not in str(e) and "\n" not in str(e)
+        try:
+            assert load("flip", tmp_path).checksum == right
+        except InputError as e:
+            assert "objects" not in str(e) and "\n" not in str(e)
 
 
 def test_other_arrays_of_an_npz_are_left_alone(tmp_path):
@@ -515,7 +617,8 @@ def test_other_arrays_of_an_npz_are_left_alone(tmp_path):
 
 
 def test_npy_named_npz(tmp_path):
-    with open(tmp_path / "one.npz", "wb") as f: np.save(f, GOOD["x_train"])
+    with open(tmp_path / "one.npz", "wb") as f:
+        np.save(f, GOOD["x_train"])
     fails("is damaged or no .npz", "one", tmp_path)
 
 
@@ -534,15 +637,25 @@ def test_failed_download(tmp_path, monkeypatch):
 # --- the real sets, where they are
 
 CHECKSUMS = dict(static_mnist="fb3fa998fbec", mnist="e0b50404a9e6", omniglot="b8a4b54716a1")
-REAL = dict(static_mnist=(50000, 10000, 10000), mnist=(50000, 10000, 10000), omniglot=(17280, 2000, 13180), cifar10=(40000, 10000, 10000), svhn=None, celeba=None)
+REAL = dict(
+    static_mnist=(50000, 10000, 10000),
+    mnist=(50000, 10000, 10000),
+    omniglot=(17280, 2000, 13180),
+    cifar10=(40000, 10000, 10000),
+    svhn=None,
+    celeba=None,
+)
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_set(name):
     root = sources.data_root()
-    if not (root / f"{name}.npz").is_file(): pytest.skip(f"{root / name}.npz is missing: set GPVAE_DATA to a folder that has it")
+    if not (root / f"{name}.npz").is_file():
+        pytest.skip(f"{root / name}.npz is missing: set GPVAE_DATA to a folder that has it")
     data = load(name)
     n = tuple(len(x) for x in (data.x_train, data.x_valid, data.x_test))
-    assert data.x_shape == (CHOICES[name].channels, CHOICES[name].size, CHOICES[name].size) and n == (REAL[name] or n)
+    assert data.x_shape == (CHOICES[name].channels, CHOICES[name].size, CHOICES[name].size) and n == (
+        REAL[name] or n
+    )
     check_binarisation(data, CHOICES[name].binarisation)
     assert name not in CHECKSUMS or data.checksum[:12] == CHECKSUMS[name]

@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
-SHORT = {"damage": 1, "kills": 3, "inputs": 7} # places; kills, one of them while saving; every so-manyth input
+SHORT = {
+    "damage": 1,
+    "kills": 3,
+    "inputs": 7,
+}  # places; kills, one of them while saving; every so-manyth input
+
 
 @pytest.mark.parametrize("what", SHORT)
 def test_a_few_faults(what):
-    "In a process of its own: the hook that checks shapes in the tests would refuse a wrong input before the package does."
+    """In a process of its own: the hook that checks shapes in the tests would refuse a wrong input before the
+    package does."""
     command = [sys.executable, "-W", "ignore", "-m", "faults", what, str(SHORT[what])]
     done = subprocess.run(command, capture_output=True, text=True, env=None, cwd=Path(__file__).parent)
     assert done.returncode == 0, done.stdout + done.stderr

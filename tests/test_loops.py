@@ -1,4 +1,5 @@
-"The GP encoder in other people's training loops: mixed precision, averages of weights, copies, compilers, several processes."
+"""The GP encoder in other people's training loops: mixed precision, averages of weights, copies, compilers,
+several processes."""
 import copy
 import importlib.util
 import io
@@ -19,7 +20,14 @@ from gpvae.vae import VAE
 from toys import binary_images, seeded
 
 SHAPE = (1, 4, 4)
-OPTIONS = [{}, {"covariance": "full"}, {"covariance": "none"}, {"features": "layernorm"}, {"own_features": True}]
+OPTIONS = [
+    {},
+    {"covariance": "full"},
+    {"covariance": "none"},
+    {"features": "layernorm"},
+    {"own_features": True},
+]
+
 
 def encoder_of(**options):
     torch.manual_seed(0)
@@ -35,7 +43,9 @@ def step(model, x, dtype=None):
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         q = model.encoder(x)
         z, _ = q.rsample_and_log_prob(2)
-        loss = (q.kl() - model.likelihood.log_px_z(model.decoder(z), x.flatten(1)).mean(0)).mean() + model.encoder.weight_kl() / 100
+        loss = (
+            q.kl() - model.likelihood.log_px_z(model.decoder(z), x.flatten(1)).mean(0)
+        ).mean() + model.encoder.weight_kl() / 100
     loss.backward()
     optimizer.step()
     return loss.item()
@@ -50,7 +60,8 @@ def test_mixed_precision(options, dtype):
         torch.manual_seed(seed)
         other = step(plain, images(32, seed))
         assert abs(loss - other) < 0.1 * abs(other)
-    with torch.autocast("cpu", dtype), torch.no_grad(): doubt = model.eval().encoder.uncertainty(images(8))
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        doubt = model.eval().encoder.uncertainty(images(8))
     assert all(part.isfinite().all() for part in doubt)
     assert all(p.dtype == torch.float32 for p in (*model.parameters(), *model.buffers()))
 
@@ -62,11 +73,13 @@ def test_an_average_of_weights_is_obeyed():
         b(3 * images(32, seed + 9))
     averaged = {k: (v + b.state_dict()[k]) / 2 for k, v in a.state_dict().items()}
     edited = copy.deepcopy(a)
-    for k, v in edited.state_dict().items(): v.copy_(averaged[k])
+    for k, v in edited.state_dict().items():
+        v.copy_(averaged[k])
     loaded = encoder_of()
     loaded.load_state_dict(averaged)
     called = torch.func.functional_call(a.eval(), averaged, (x,))
-    for q in (edited.eval()(x), called): torch.testing.assert_close(q.log_sigma, loaded.eval()(x).log_sigma)
+    for q in (edited.eval()(x), called):
+        torch.testing.assert_close(q.log_sigma, loaded.eval()(x).log_sigma)
     assert (a(x).log_sigma - loaded(x).log_sigma).abs().max() > 1e-3
 
 def test_swa_utils_average_it():
@@ -96,7 +109,8 @@ torch.manual_seed(0)
 encoder, x = GPEncoder(mlp_trunk((1, 4, 4), (8, 6)), 6, 2).train(), torch.rand(8, 1, 4, 4)
 encoder(torch.rand(32, 1, 4, 4))
 for training in (True, False):
-    other, compiled = copy.deepcopy(encoder).train(training), torch.compile(encoder.train(training), backend="aot_eager")
+    other = copy.deepcopy(encoder).train(training)
+    compiled = torch.compile(encoder.train(training), backend="aot_eager")
     torch.manual_seed(3)
     q = compiled(x)
     torch.manual_seed(3)
@@ -120,7 +134,8 @@ def test_exported():
             q = self.encoder(x)
             return q.mu, q.log_sigma
     answers, x = Answers(encoder_of().eval()), images(8)
-    for a, b in zip(torch.export.export(answers, (x,)).module()(x), answers(x)): torch.testing.assert_close(a, b)
+    for a, b in zip(torch.export.export(answers, (x,)).module()(x), answers(x)):
+        torch.testing.assert_close(a, b)
 
 def test_distributed(tmp_path):
     import torch.distributed as dist
@@ -130,7 +145,8 @@ def test_distributed(tmp_path):
         q = wrapped(images(8))
         (q.kl().mean() + wrapped.module.weight_kl() / 8).backward()
         assert all(p.grad is not None for p in wrapped.module.trunk.parameters())
-    finally: dist.destroy_process_group()
+    finally:
+        dist.destroy_process_group()
 
 def fitted_by_lightning(precision, folder):
     "A model after ten epochs of Lightning's own trainer, and the losses of its steps."
@@ -148,20 +164,32 @@ def fitted_by_lightning(precision, folder):
 
         def configure_optimizers(self): return torch.optim.Adam(self.parameters(), 1e-2)
     torch.manual_seed(0)
-    lit, x = Lit(), images(4).repeat(64, 1, 1, 1) # four images, so that there is something to learn
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), 64, generator=seeded(), shuffle=True)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    lightning.Trainer(max_epochs=10, accelerator="cpu", precision=precision, default_root_dir=folder, **quiet).fit(lit, loader)
+    lit, x = Lit(), images(4).repeat(64, 1, 1, 1)  # four images, so that there is something to learn
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x), 64, generator=seeded(), shuffle=True
+    )
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    lightning.Trainer(
+        max_epochs=10, accelerator="cpu", precision=precision, default_root_dir=folder, **quiet
+    ).fit(lit, loader)
     return lit.model, lit.losses
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed: pip install gpvae[bench]")
+@pytest.mark.skipif(
+    importlib.util.find_spec("lightning") is None,
+    reason="lightning is not installed: pip install gpvae[bench]",
+)
 def test_lightnings_own_mixed_precision(tmp_path):
     (mixed, losses), (plain, others) = (fitted_by_lightning(p, tmp_path) for p in ("bf16-mixed", "32-true"))
     assert {cast for _, cast in losses} == {True} and {cast for _, cast in others} == {False}
     assert len(losses) == 40 and losses[-1][0] < losses[0][0] - 0.5
-    for (a, _), (b, _) in zip(losses, others): assert abs(a - b) < 0.1 * abs(b)
-    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in (*mixed.parameters(), *mixed.buffers()))
+    for (a, _), (b, _) in zip(losses, others):
+        assert abs(a - b) < 0.1 * abs(b)
+    assert all(
+        p.dtype == torch.float32 and p.isfinite().all() for p in (*mixed.parameters(), *mixed.buffers())
+    )
     x = (255 * images(50, 2)).byte()
     a, b = (evaluate(m, x, 20).elbo.mean() for m in (mixed, plain))
     assert abs(a - b) < 0.1 * abs(b)
@@ -185,15 +213,35 @@ def test_floats_by_name_are_the_pixels_that_bytes_are():
     x, model = (255 * images(20)).byte(), model_of()
     floats = to_float(x, "none")
     assert torch.equal(evaluate(model, x, 5, "none").iwae, evaluate(model, floats, 5, "floats").iwae)
-    trained = [train(model_of(), data, data, how, TrainConfig(epochs=1), bar=False).history[0]["elbo"] for data, how in ((x, "none"), (floats, "floats"))]
+    trained = [
+        train(model_of(), data, data, how, TrainConfig(epochs=1), bar=False).history[0]["elbo"]
+        for data, how in ((x, "none"), (floats, "floats"))
+    ]
     assert trained[0] == trained[1]
 
-@pytest.mark.parametrize("wrong", [torch.rand(5, *SHAPE), torch.rand(5, *SHAPE) < 0.5, torch.full((5, *SHAPE), float("nan")),
-                                   torch.ones(5, *SHAPE).byte(), torch.randint(9, (5, *SHAPE))], ids=["floats", "bool", "nan", "0/1", "int64"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.rand(5, *SHAPE),
+        torch.rand(5, *SHAPE) < 0.5,
+        torch.full((5, *SHAPE), float("nan")),
+        torch.ones(5, *SHAPE).byte(),
+        torch.randint(9, (5, *SHAPE)),
+    ],
+    ids=["floats", "bool", "nan", "0/1", "int64"],
+)
 @pytest.mark.parametrize("call", ["evaluate", "train", "valid"])
 def test_pixels_of_another_kind_are_refused_in_one_line(wrong, call):
     right = (255 * binary_images(5, SHAPE, 2, torch.float32)).byte()
     with pytest.raises(ValueError) as e:
-        if call == "evaluate": evaluate(model_of(), wrong, 3)
-        else: train(model_of(), *((wrong, right) if call == "train" else (right, wrong)), "static", TrainConfig(epochs=1), bar=False)
+        if call == "evaluate":
+            evaluate(model_of(), wrong, 3)
+        else:
+            train(
+                model_of(),
+                *((wrong, right) if call == "train" else (right, wrong)),
+                "static",
+                TrainConfig(epochs=1),
+                bar=False,
+            )
     assert "\n" not in str(e.value) and "pixels" in str(e.value)

@@ -1,4 +1,5 @@
-"The layers of the networks: whichever library makes their products, they are PyTorch's own, with their gradients."
+"""The layers of the networks: whichever library makes their products, they are PyTorch's own, with their
+gradients."""
 import copy
 import subprocess
 import sys
@@ -15,7 +16,8 @@ SIZES = 192, 160 # inputs and outputs
 @pytest.fixture
 def detour(monkeypatch):
     "Let oneDNN make every product."
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")): pytest.skip("no oneDNN in this PyTorch")
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        pytest.skip("no oneDNN in this PyTorch")
     called, original = [], networks._product
     monkeypatch.setattr(networks, "_mkl_is_slow", lambda: True)
     monkeypatch.setattr(networks, "_FEW", 0)
@@ -30,7 +32,8 @@ def pair(bias=True):
     return layer, usual
 
 def derivatives(layer, x):
-    "The value of a loss, its gradients, and those of its gradient's square, as semi-amortized training takes them."
+    """The value of a loss, its gradients, and those of its gradient's square, as semi-amortized training
+    takes them."""
     weights = tuple(layer.parameters())
     y = layer(x)
     first = torch.autograd.grad(y.pow(3).mean(), (x, *weights), create_graph=True)
@@ -44,7 +47,8 @@ def test_the_layer_is_pytorchs_with_its_gradients(detour, shape, bias):
     x = torch.randn(*shape, SIZES[0], requires_grad=True)
     found, expected = derivatives(layer, x), derivatives(usual, x)
     assert detour and found[0].shape == (*shape, SIZES[1]) and len(found) == len(expected)
-    for a, b in zip(found, expected): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * b.abs().max().item() + 1e-9)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * b.abs().max().item() + 1e-9)
 
 def test_a_gradient_in_the_input_alone_makes_none_of_the_weights(detour):
     "Three products with the weights' gradient, two without, for leaves and for what is computed."
@@ -60,11 +64,18 @@ def test_a_gradient_in_the_input_alone_makes_none_of_the_weights(detour):
 def test_without_gradients_and_in_inference_mode_it_is_the_same(detour):
     layer, usual = pair()
     x = torch.randn(7, SIZES[0])
-    with torch.no_grad(): torch.testing.assert_close(layer(x), usual(x), rtol=1e-4, atol=1e-5)
-    with torch.inference_mode(): torch.testing.assert_close(layer(x), usual(x), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), usual(x), rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), usual(x), rtol=1e-4, atol=1e-5)
     layer.requires_grad_(False) # a decoder that is held still passes the gradient on
     y = x.clone().requires_grad_()
-    torch.testing.assert_close(torch.autograd.grad(layer(y).sum(), y)[0], torch.autograd.grad(usual(y).sum(), y)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(layer(y).sum(), y)[0],
+        torch.autograd.grad(usual(y).sum(), y)[0],
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert len(detour) >= 4
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
@@ -84,7 +95,9 @@ def test_mkl_is_asked_on_a_processor_of_its_maker(monkeypatch, tmp_path):
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-        assert networks._mkl_is_slow.__wrapped__() == (slow and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+        assert networks._mkl_is_slow.__wrapped__() == (
+            slow and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        )
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert not networks._mkl_is_slow.__wrapped__()
 
@@ -95,17 +108,27 @@ def test_compiled_and_transformed_calls_take_the_usual_way(detour, monkeypatch):
     x, v = torch.randn(3, SIZES[0]), torch.randn(3, SIZES[0])
     for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.vmap):
         torch.testing.assert_close(transform(layer)(x), transform(usual)(x), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.func.jvp(layer, (x,), (v,))[1], torch.func.jvp(usual, (x,), (v,))[1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.jit.trace(layer, x, check_trace=False)(x), usual(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.func.jvp(layer, (x,), (v,))[1], torch.func.jvp(usual, (x,), (v,))[1], rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        torch.jit.trace(layer, x, check_trace=False)(x), usual(x), rtol=1e-4, atol=1e-5
+    )
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.equal(layer(x), usual(x))
     assert not detour
 
 def test_the_encoder_is_imported_without_what_pages_and_data_need():
-    code = "import sys, gpvae.encoders.gp; assert not {'torchvision', 'pandas', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)"
+    heavy = {"torchvision", "pandas", "matplotlib", "sklearn", "scipy"}
+    code = f"import sys, gpvae.encoders.gp; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 def test_the_networks_are_copied_and_loaded_as_pytorchs_own():
     trunk, decoder = mlp_trunk((1, 6, 6), (8,)), mlp_decoder(2, (1, 6, 6), (8,))
-    assert list(trunk.state_dict()) == ["1.weight", "1.bias"] and list(decoder.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert list(trunk.state_dict()) == ["1.weight", "1.bias"] and list(decoder.state_dict()) == [
+        "0.weight",
+        "0.bias",
+        "2.weight",
+        "2.bias",
+    ]
     assert isinstance(trunk, nn.Sequential) and isinstance(copy.deepcopy(decoder), _Network)

@@ -18,10 +18,15 @@ def test_a_slow_page_fails_nothing(capfd):
     assert "the slowest: slow.ipynb 1700 s" in capfd.readouterr().out
 
 def test_a_failed_page_fails():
-    with pytest.raises(SystemExit) as e: main(command("raise SystemExit(3)"))
+    with pytest.raises(SystemExit) as e:
+        main(command("raise SystemExit(3)"))
     assert e.value.code == 3
 
 def test_a_page_that_hangs_is_stopped_with_its_workers():
-    start, code = time.monotonic(), "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    with pytest.raises(SystemExit, match="did not end within 1 s"): main(command(code), limit=1)
+    start, code = (
+        time.monotonic(),
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])",
+    )
+    with pytest.raises(SystemExit, match="did not end within 1 s"):
+        main(command(code), limit=1)
     assert time.monotonic() - start < 50

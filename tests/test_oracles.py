@@ -1,4 +1,5 @@
-"Facts with a known answer: exact likelihoods, a vanishing covariance, two views of one process, moments. All in float64."
+"""Facts with a known answer: exact likelihoods, a vanishing covariance, two views of one process, moments.
+All in float64."""
 import math
 
 import pytest
@@ -11,11 +12,25 @@ from gpvae.likelihoods import Bernoulli, Gaussian, bits_per_dim
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, gaussian_kl, log_normal
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
-from toys import F64, SHAPE, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model, binary_images, gp_encoder, perturb, seeded
+from toys import (
+    F64,
+    SHAPE,
+    Z,
+    Call,
+    LinearGaussian,
+    assert_positive,
+    assert_zero,
+    bernoulli_model,
+    binary_images,
+    gp_encoder,
+    perturb,
+    seeded,
+)
+
 
 def close(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
-# --- 1. linear-Gaussian decoder -----------------------------------------------------------------------------------------------
+# --- 1. linear-Gaussian decoder -------------------------------------------------------------------
 
 def test_exact_posterior_has_constant_weights():
     lg = LinearGaussian()
@@ -31,7 +46,9 @@ def test_full_gaussian_as_the_exact_posterior():
     q = FullGaussian(lg.mean(x), torch.linalg.cholesky(lg.cov).expand(5, Z, Z))
     z, log_qz_x = q.rsample_and_log_prob(50, seeded())
     close(lg.model(lg.exact).log_joint(x, z) - log_qz_x, lg.log_px(x).expand(50, -1))
-    close(q.log_prob(z), log_qz_x); close(q.log_prob(z + 1), lg.exact(x).log_prob(z + 1)); close(q.kl(), lg.exact(x).kl())
+    close(q.log_prob(z), log_qz_x)
+    close(q.log_prob(z + 1), lg.exact(x).log_prob(z + 1))
+    close(q.kl(), lg.exact(x).kl())
 
 def test_exact_diagonal_posterior_has_constant_weights():
     lg = LinearGaussian(orthogonal=True)
@@ -43,7 +60,9 @@ def test_exact_diagonal_posterior_has_constant_weights():
     close(model.log_joint(x, z) - log_qz_x, lg.log_px(x).expand(50, -1))
     close(q.log_prob(z), log_qz_x)
     r = estimate_batch(model, x, 50)
-    close(r.iwae, lg.log_px(x)); close(r.elbo, lg.log_px(x)); close(r.ess, torch.full_like(r.ess, 50))
+    close(r.iwae, lg.log_px(x))
+    close(r.elbo, lg.log_px(x))
+    close(r.ess, torch.full_like(r.ess, 50))
 
 def test_elbo_is_the_likelihood_less_the_gap():
     lg = LinearGaussian()
@@ -58,7 +77,8 @@ def test_bounds_are_ordered():
     lg = LinearGaussian()
     x = lg.images(4000)
     model = lg.model(lg.rough)
-    with torch.no_grad(): r5, r100 = (estimate_batch(model, x, k, rows=400_000, generator=seeded(k)) for k in (5, 100))
+    with torch.no_grad():
+        r5, r100 = (estimate_batch(model, x, k, rows=400_000, generator=seeded(k)) for k in (5, 100))
     assert_positive(r5.iwae - r5.elbo)
     assert_positive(r100.iwae - r5.iwae)
     assert_positive(lg.log_px(x) - r100.iwae)
@@ -66,7 +86,8 @@ def test_bounds_are_ordered():
 def test_iwae_reaches_the_likelihood():
     lg = LinearGaussian()
     x = lg.images(20)
-    with torch.no_grad(): r = estimate_batch(lg.model(lg.rough), x, 20_000, rows=40_000, generator=seeded())
+    with torch.no_grad():
+        r = estimate_batch(lg.model(lg.rough), x, 20_000, rows=40_000, generator=seeded())
     error = r.iwae - lg.log_px(x)
     assert error.abs().max() < 0.05
     assert_zero(error, errors=4)
@@ -77,7 +98,7 @@ def test_inflation_is_of_the_variance():
     half = lg.model(lambda x: lg.rough(x, shift=0, width=0.5 ** 0.5))
     close(estimate_batch(half, x, 10, inflation=2.).iwae, lg.log_px(x))
 
-# --- sums, not means: likelihoods, densities and KLs against torch.distributions -------------------------------------------------
+# --- sums, not means: likelihoods, densities and KLs against torch.distributions ------------------
 
 def test_bernoulli_sums_over_pixels():
     eta, x = torch.randn(3, 4, 6, generator=seeded(), dtype=F64), binary_images(4, (6,))
@@ -91,12 +112,18 @@ def test_bits_are_those_of_the_cells_of_grey_levels(scale):
     likelihood = Gaussian(6, init_scale=scale).double()
     pixel = torch.distributions.Normal(eta[0], scale)
     bits = -(pixel.cdf(x + half) - pixel.cdf(x - half)).log2().mean().item()
-    assert bits_per_dim(likelihood.log_px_z(eta, x).item(), 6) == pytest.approx(bits, abs=3e-3) and 3 < bits < 8
+    assert (
+        bits_per_dim(likelihood.log_px_z(eta, x).item(), 6) == pytest.approx(bits, abs=3e-3) and 3 < bits < 8
+    )
+
 
 @pytest.mark.parametrize("per_pixel", [False, True])
 def test_gaussian_sums_over_pixels(per_pixel):
     likelihood = perturb(Gaussian(6, per_pixel).double(), 0.5)
-    eta, x = torch.randn(3, 4, 6, generator=seeded(), dtype=F64), torch.rand(4, 6, generator=seeded(1), dtype=F64)
+    eta, x = (
+        torch.randn(3, 4, 6, generator=seeded(), dtype=F64),
+        torch.rand(4, 6, generator=seeded(1), dtype=F64),
+    )
     close(likelihood.log_px_z(eta, x), torch.distributions.Normal(eta, likelihood.scale).log_prob(x).sum(-1))
 
 def test_normal_and_its_kl():
@@ -104,32 +131,49 @@ def test_normal_and_its_kl():
     mu, log_sigma = mu[0], 0.5 * log_sigma[0]
     q = torch.distributions.Normal(mu, log_sigma.exp())
     close(log_normal(z, mu, log_sigma), q.log_prob(z).sum(-1))
-    close(gaussian_kl(mu, log_sigma), torch.distributions.kl_divergence(q, torch.distributions.Normal(0., 1.)).sum(-1))
+    close(
+        gaussian_kl(mu, log_sigma),
+        torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1),
+    )
+
 
 def test_mixture_density_and_samples():
-    mu, log_sigma = torch.randn(3, 2, 2, generator=seeded(), dtype=F64), 0.3 * torch.randn(3, 2, 2, generator=seeded(1), dtype=F64)
+    mu, log_sigma = (
+        torch.randn(3, 2, 2, generator=seeded(), dtype=F64),
+        0.3 * torch.randn(3, 2, 2, generator=seeded(1), dtype=F64),
+    )
     log_pi = torch.log(torch.tensor([[0.2, 0.6], [0.5, 0.3], [0.3, 0.1]], dtype=F64))
     q = GaussianMixture(mu, log_sigma, log_pi)
-    components = torch.distributions.Independent(torch.distributions.Normal(mu.transpose(0, 1), log_sigma.exp().transpose(0, 1)), 1)
-    exact = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=log_pi.T), components)
+    components = torch.distributions.Independent(
+        torch.distributions.Normal(mu.transpose(0, 1), log_sigma.exp().transpose(0, 1)), 1
+    )
+    exact = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=log_pi.T), components
+    )
     z, log_qz_x = q.rsample_and_log_prob(20_000, seeded())
-    close(log_qz_x, exact.log_prob(z)); close(q.mean, exact.mean)
-    assert_zero((z - exact.mean)[:, 0, 0]); assert_zero(((z - exact.mean).square() - exact.variance)[:, 1, 1])
+    close(log_qz_x, exact.log_prob(z))
+    close(q.mean, exact.mean)
+    assert_zero((z - exact.mean)[:, 0, 0])
+    assert_zero(((z - exact.mean).square() - exact.variance)[:, 1, 1])
 
-# --- importance weights, in chunks and at once ------------------------------------------------------------------------------------
+# --- importance weights, in chunks and at once ----------------------------------------------------
 
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 def test_running_weights_equal_the_direct_sums(chunk):
     log_w = 3 * torch.randn(100, 5, generator=seeded(), dtype=F64) - 900
     running = RunningWeights(5, log_w.device)
-    for part in log_w.split(chunk): running.add(part)
+    for part in log_w.split(chunk):
+        running.add(part)
     r, w = running.result(), torch.exp(log_w + 900)
-    close(r.elbo, log_w.mean(0)); close(r.iwae, w.mean(0).log() - 900); close(r.ess, w.sum(0) ** 2 / w.square().sum(0), 1e-9)
+    close(r.elbo, log_w.mean(0))
+    close(r.iwae, w.mean(0).log() - 900)
+    close(r.ess, w.sum(0) ** 2 / w.square().sum(0), 1e-9)
 
 def test_direct_sums():
     log_w = 3 * torch.randn(100, 5, generator=seeded(), dtype=F64) - 900
     w = torch.exp(log_w + 900)
-    close(iwae(log_w), w.mean(0).log() - 900); close(ess(log_w), w.sum(0) ** 2 / w.square().sum(0), 1e-9)
+    close(iwae(log_w), w.mean(0).log() - 900)
+    close(ess(log_w), w.sum(0) ** 2 / w.square().sum(0), 1e-9)
     close(ess(torch.zeros(7, 2, dtype=F64)), torch.full((2,), 7., dtype=F64))
 
 def test_rows_bound_the_memory_and_do_not_change_the_numbers():
@@ -139,12 +183,20 @@ def test_rows_bound_the_memory_and_do_not_change_the_numbers():
     model.decoder.register_forward_hook(lambda module, args, out: sizes.append(out.shape[:-1].numel()))
     whole, parts = (estimate_batch(model, x, 40, rows=rows, generator=seeded()) for rows in (10_000, 100))
     assert sizes == [640] + 6 * [96] + [64]
-    for a, b in zip(whole, parts): close(a, b)
+    for a, b in zip(whole, parts):
+        close(a, b)
 
 def test_each_batch_is_encoded_once():
     lg, calls = LinearGaussian(), []
     x = (255 * torch.rand(50, *SHAPE, generator=seeded())).byte()
-    evaluate(lg.model(lambda x: calls.append(len(x)) or lg.rough(x)), x, k=30, binarisation="none", batch_size=20, rows=40)
+    evaluate(
+        lg.model(lambda x: calls.append(len(x)) or lg.rough(x)),
+        x,
+        k=30,
+        binarisation="none",
+        batch_size=20,
+        rows=40,
+    )
     assert calls == [20, 20, 10]
 
 @pytest.mark.parametrize("batch_size", [1, 64, 1000])
@@ -166,10 +218,11 @@ def test_nan_stays_in_its_image():
     x = lg.images(6)
     x[2, 0, 0, 0] = math.nan
     r = estimate_batch(lg.model(lg.rough), x, 10)
-    for column in r: assert column.isnan().nonzero().flatten().tolist() == [2]
+    for column in r:
+        assert column.isnan().nonzero().flatten().tolist() == [2]
     assert r.iwae.mean().isnan()
 
-# --- 2. no variance: the VAE with the heads b + M ψ, c + A ψ ------------------------------------------------------------------------
+# --- 2. no variance: the VAE with the heads b + M ψ, c + A ψ --------------------------------------
 
 class WithFeatures(nn.Module):
     "φ(x) and ψ(x) side by side, as the features of a plain VAE."
@@ -186,18 +239,22 @@ def as_vae_encoder(encoder, h_dim):
     vae = AmortizedEncoder(WithFeatures(encoder), 2 * h_dim, encoder.b.out_features).double()
     with torch.no_grad():
         for head, base, random in ((vae.b, encoder.b, encoder.W), (vae.c, encoder.c, encoder.U)):
-            head.weight.copy_(torch.cat([base.weight, random.mean], 1)); head.bias.copy_(base.bias)
+            head.weight.copy_(torch.cat([base.weight, random.mean], 1))
+            head.bias.copy_(base.bias)
     return vae
 
 def shrink(encoder):
     "Σ = 0 to rounding, whatever the covariance's kind."
     for layer in (encoder.W, encoder.U):
-        for name, p in layer.cov.named_parameters(): p.data.fill_(0. if name == "lower" else -80.)
+        for name, p in layer.cov.named_parameters():
+            p.data.fill_(0. if name == "lower" else -80.)
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full", "none"])
 @pytest.mark.parametrize("mode", ["train", "mean", "marginal", "mixture"])
 def test_without_variance_it_is_a_vae(mode, covariance):
-    encoder = gp_encoder(covariance=covariance, features="standardised", mode="mean" if mode == "train" else mode)
+    encoder = gp_encoder(
+        covariance=covariance, features="standardised", mode="mean" if mode == "train" else mode
+    )
     x = binary_images(6)
     encoder.train()(binary_images(50, seed=5)) # lets the running moments of the features start
     shrink(encoder)
@@ -206,14 +263,16 @@ def test_without_variance_it_is_a_vae(mode, covariance):
     if mode == "train": # training moves the running moments: compare with those of before
         encoder.features.update = lambda phi: None
         q = encoder.train()(x)
-    else: q = encoder.eval()(x)
+    else:
+        q = encoder.eval()(x)
     for mu, log_sigma in zip(q.mu.reshape(-1, 6, Z), q.log_sigma.reshape(-1, 6, Z)):
-        close(mu, expected.mu, 1e-12); close(log_sigma, expected.log_sigma, 1e-12)
+        close(mu, expected.mu, 1e-12)
+        close(log_sigma, expected.log_sigma, 1e-12)
     if mode in ("mean", "marginal"):
         terms, other = (bernoulli_model(e).eval().terms(x, 3, seeded()) for e in (encoder, vae))
         close(terms.elbo(), other.elbo(), 1e-12)
 
-# --- 3. weight space and function space ---------------------------------------------------------------------------------------------
+# --- 3. weight space and function space -----------------------------------------------------------
 
 def features(n, h_dim, seed=0): return torch.randn(n, h_dim, generator=seeded(seed), dtype=F64)
 
@@ -226,7 +285,11 @@ def covariance_of(layer, psi):
 
 def at_the_prior(layer, alpha):
     "Prior and posterior of the weights are both N(0, alpha² I), to float64."
-    for p in (layer.log_prior, layer.cov.log_scale if hasattr(layer.cov, "log_scale") else layer.cov.log_diag): p.data.fill_(math.log(alpha))
+    for p in (
+        layer.log_prior,
+        layer.cov.log_scale if hasattr(layer.cov, "log_scale") else layer.cov.log_diag,
+    ):
+        p.data.fill_(math.log(alpha))
     return layer
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
@@ -238,7 +301,8 @@ def test_prior_covariance_is_the_kernel(covariance):
     close(layer.cov.var(psi), kernel.diagonal()[:, None].expand(-1, Z), 1e-12)
     assert abs(layer.kl()) < 1e-12
     f = layer.sample(40_000, seeded()) @ psi.T
-    for i, j in ((0, 0), (0, 1), (2, 5)): assert_zero((f[..., i] * f[..., j] - kernel[i, j])[:, 0])
+    for i, j in ((0, 0), (0, 1), (2, 5)):
+        assert_zero((f[..., i] * f[..., j] - kernel[i, j])[:, 0])
     assert_zero(f[:, 0, 0] * f[:, 1, 0]) # outputs are independent
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
@@ -248,24 +312,37 @@ def test_variance_agrees_with_samples_and_covariance(covariance):
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_weight_kl_is_that_of_gaussians(covariance):
-    layer = perturb(RandomLinear(4, 3, covariance, prior_scale=0.6, learn_prior_scale=True, init_scale=0.3).double(), 0.4)
+    layer = perturb(
+        RandomLinear(4, 3, covariance, prior_scale=0.6, learn_prior_scale=True, init_scale=0.3).double(), 0.4
+    )
     cov = covariance_of(layer, torch.eye(4, dtype=F64))
     q = torch.distributions.MultivariateNormal(layer.mean, cov)
-    p = torch.distributions.MultivariateNormal(torch.zeros_like(layer.mean), torch.diag_embed(torch.exp(2 * layer.log_prior)[:, None].expand(-1, 4)))
+    p = torch.distributions.MultivariateNormal(
+        torch.zeros_like(layer.mean), torch.diag_embed(torch.exp(2 * layer.log_prior)[:, None].expand(-1, 4))
+    )
     close(layer.kl(), torch.distributions.kl_divergence(q, p).sum())
 
 def test_features_of_their_own_take_the_gradient_of_the_variance():
     encoder, x = gp_encoder(own_features=True).train(), binary_images(6)
     encoder.functions(x).f_var.sum().backward()
-    assert all(p.grad is None for p in encoder.trunk.parameters()) and all(p.grad.abs().sum() > 0 for p in encoder.kernel_trunk.parameters())
+    assert all(p.grad is None for p in encoder.trunk.parameters()) and all(
+        p.grad.abs().sum() > 0 for p in encoder.kernel_trunk.parameters()
+    )
+
 
 def test_nothing_is_gained_by_shrinking_features_of_their_own():
-    "In training ψ is the same for φ on another scale, so no gradient points that way; running estimates would be pulled to nothing."
+    """In training ψ is the same for φ on another scale, so no gradient points that way; running estimates
+    would be pulled to nothing."""
     encoder = gp_encoder(own_features=True, features="standardised").train()
     phi = torch.randn(9, 4, generator=seeded(3), dtype=F64, requires_grad=True)
     psi = encoder.features(phi)
     close(encoder.features(0.01 * phi + 5), psi, 1e-6)
-    radial = lambda psi: (torch.autograd.grad(psi.square() @ torch.arange(1., 5, dtype=F64) @ torch.arange(1., 10, dtype=F64), phi)[0] * (phi - phi.mean(0))).sum(0)
+    radial = lambda psi: (
+        torch.autograd.grad(
+            psi.square() @ torch.arange(1.0, 5, dtype=F64) @ torch.arange(1.0, 10, dtype=F64), phi
+        )[0]
+        * (phi - phi.mean(0))
+    ).sum(0)
     shared = gp_encoder(features="standardised").train().features
     shared.update(phi)
     assert (radial(psi).abs() < 0.05 * radial(shared(phi)).abs()).all()
@@ -284,7 +361,8 @@ def test_training_noise_has_the_variance_of_the_functions():
     torch.manual_seed(0)
     r, q = encoder.functions(x[:1]), encoder(x)
     for mean, var, value in ((r.f_mean, r.f_var, q.mu), (r.g_mean, r.g_var, q.log_sigma)):
-        assert_zero(value[:, 0] - mean[0, 0]); assert_zero((value[:, 1] - mean[0, 1]).square() - var[0, 1])
+        assert_zero(value[:, 0] - mean[0, 0])
+        assert_zero((value[:, 1] - mean[0, 1]).square() - var[0, 1])
 
 def test_the_mean_trains_the_trunk_and_the_variance_does_not():
     x, encoder, gradient = binary_images(6), gp_encoder(), {}
@@ -293,7 +371,11 @@ def test_the_mean_trains_the_trunk_and_the_variance_does_not():
         gradient[name] = torch.autograd.grad(value, next(encoder.trunk.parameters()), allow_unused=True)[0]
     phi = encoder.trunk(x)
     for name, head, layer in (("f", encoder.b, encoder.W), ("g", encoder.c, encoder.U)):
-        expected = torch.autograd.grad((head(phi) + encoder.features(phi) @ layer.mean.T).sum(), next(encoder.trunk.parameters()), retain_graph=True)[0]
+        expected = torch.autograd.grad(
+            (head(phi) + encoder.features(phi) @ layer.mean.T).sum(),
+            next(encoder.trunk.parameters()),
+            retain_graph=True,
+        )[0]
         close(gradient[f"{name}_mean"], expected)
         assert gradient[f"{name}_var"] is None
 
@@ -308,11 +390,14 @@ def test_folding_changes_no_function():
         close(a, b, 1e-12)
         parts = [torch.autograd.grad(v.sum(), weights, allow_unused=True, retain_graph=True) for v in (a, b)]
         for g, h in zip(*parts):
-            if g is None or h is None: assert all(p is None or not p.any() for p in (g, h))
-            else: close(g, h, 1e-12)
+            if g is None or h is None:
+                assert all(p is None or not p.any() for p in (g, h))
+            else:
+                close(g, h, 1e-12)
 
 def test_the_scale_follows_the_running_moments():
-    "ψ of a batch that alone has set the estimates is standardised by its own moments, also after loading and editing."
+    """ψ of a batch that alone has set the estimates is standardised by its own moments, also after loading
+    and editing."""
     layer, phi = Standardised(4).double(), 2 * features(50, 4) + 3
     layer.update(phi)
     var = phi.var(0, unbiased=False)
@@ -332,7 +417,9 @@ def test_the_scale_follows_the_running_moments():
     sum(values).backward()
     assert phi.grad.isfinite().all()
 
-@pytest.mark.parametrize("batch", [torch.zeros(0, 4), torch.ones(1, 4), torch.ones(50, 4)], ids=["empty", "one image", "constant"])
+@pytest.mark.parametrize(
+    "batch", [torch.zeros(0, 4), torch.ones(1, 4), torch.ones(50, 4)], ids=["empty", "one image", "constant"]
+)
 def test_estimates_stay_finite(batch):
     layer = Standardised(4)
     layer.update(batch)
@@ -343,9 +430,12 @@ def test_asking_for_the_uncertainty_changes_nothing(training):
     encoder = gp_encoder(features="standardised").train(training)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     encoder.uncertainty(binary_images(20, seed=3))
-    assert encoder.training == training and all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert encoder.training == training and all(
+        torch.equal(v, before[k]) for k, v in encoder.state_dict().items()
+    )
 
-# --- 4. marginal and mixture ----------------------------------------------------------------------------------------------------------
+
+# --- 4. marginal and mixture ----------------------------------------------------------------------
 
 def narrow_encoder():
     "Variance of f, of g, and the amortized variance all matter."
@@ -374,14 +464,19 @@ def test_marginal_covariance_of_a_correlated_encoder_is_that_of_its_draws():
     encoder, x, K = gp_encoder(z_dim=3, correlated=True).eval(), binary_images(2), 200_000
     phi, r, q = encoder.trunk(x), encoder.functions(x), encoder(x)
     b, c, psi, unit = encoder.b(phi), encoder.c(phi), encoder.features(phi), encoder.T(phi)
-    assert (unit.diagonal(dim1=1, dim2=2) == 1).all() and (unit.triu(1) == 0).all() and unit.tril(-1).abs().max() > 0.1
+    assert (
+        (unit.diagonal(dim1=1, dim2=2) == 1).all()
+        and (unit.triu(1) == 0).all()
+        and unit.tril(-1).abs().max() > 0.1
+    )
     f, g = b + psi @ encoder.W.sample(K, seeded(0)).mT, c + psi @ encoder.U.sample(K, seeded(1)).mT
     noise = torch.randn(f.shape, generator=seeded(2), dtype=F64)
     off = f + g.exp() * torch.einsum("bij,kbj->kbi", unit, noise) - q.mean
     cov, products = q.L @ q.L.mT, off[..., :, None] * off[..., None, :]
     for i in range(2):
         for j in range(3):
-            for k in range(3): assert_zero((products - cov)[:, i, j, k], 4.5)
+            for k in range(3):
+                assert_zero((products - cov)[:, i, j, k], 4.5)
     close(r.marginal_var(), cov.diagonal(dim1=1, dim2=2))
     relative = (r.f_var * torch.linalg.inv(cov).diagonal(dim1=1, dim2=2)).sum(1)
     close(r.uncertainty().f_relative, relative)
@@ -392,7 +487,8 @@ def test_mixture_components_are_draws_of_the_functions():
     x = binary_images(2)
     q, r = encoder(x), encoder.functions(x)
     for mean, var, value in ((r.f_mean, r.f_var, q.mu), (r.g_mean, r.g_var, q.log_sigma)):
-        assert_zero((value - mean)[:, 0, 0]); assert_zero(((value - mean).square() - var)[:, 1, 1])
+        assert_zero((value - mean)[:, 0, 0])
+        assert_zero(((value - mean).square() - var)[:, 1, 1])
     close(q.log_pi.exp().sum(0), torch.ones(2, dtype=F64))
 
 def trained(model, x, steps=100):
@@ -401,15 +497,22 @@ def trained(model, x, steps=100):
     torch.manual_seed(0)
     for _ in range(steps):
         loss = -model.train().elbo(x).mean() + model.weight_kl_per_image(len(x))
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     return model.eval()
 
 def test_strata_give_the_mixture_bound():
-    "The bound from every component, weighted, is that of samples of the mixture; components and weights are far from equal."
+    """The bound from every component, weighted, is that of samples of the mixture; components and weights are
+    far from equal."""
     lg = LinearGaussian()
     x = lg.images(3).repeat(500, 1, 1, 1)
     mu = lg.mean(x) + torch.tensor([[[0.]], [[0.5]], [[-1.]]], dtype=F64)
-    q = GaussianMixture(mu, torch.full_like(mu, -0.5), torch.tensor([0.7, 0.2, 0.1], dtype=F64).log()[:, None].expand(3, len(x)))
+    q = GaussianMixture(
+        mu,
+        torch.full_like(mu, -0.5),
+        torch.tensor([0.7, 0.2, 0.1], dtype=F64).log()[:, None].expand(3, len(x)),
+    )
     model = lg.model(lambda x: q)
     z, log_qz_x = q.rsample_and_log_prob(200, seeded(1))
     sampled = (model.log_joint(x, z) - log_qz_x).mean(0).reshape(500, 3).mean(0)
@@ -423,7 +526,12 @@ def test_mixture_bound_is_above_its_components():
     with torch.no_grad():
         q = model.posterior(repeats)
         components = [DiagonalGaussian(mu, log_sigma) for mu, log_sigma in zip(q.mu, q.log_sigma)]
-        of_one = torch.stack([VAE(Call(lambda x, c=c: c), model.decoder, model.likelihood).elbo(repeats, 40, seeded(i)) for i, c in enumerate(components)]).mean(0)
+        of_one = torch.stack(
+            [
+                VAE(Call(lambda x, c=c: c), model.decoder, model.likelihood).elbo(repeats, 40, seeded(i))
+                for i, c in enumerate(components)
+            ]
+        ).mean(0)
         of_all = model.elbo(repeats, 200, seeded(9))
     gain = (of_all - of_one).reshape(8, 64).mean(0)
     assert_positive(gain, 5)

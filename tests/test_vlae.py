@@ -1,9 +1,18 @@
-"Variational Laplace: the local model against autograd, the solve and its gradient, exactness where the decoder is linear. All in float64."
+"""Variational Laplace: the local model against autograd, the solve and its gradient, exactness where the
+decoder is linear. All in float64."""
 import pytest
 import torch
 from torch import nn
 
-from gpvae.encoders.laplace import _Gram, LaplaceEncoder, _layers_of, laplace, linearise, newton_step, precision
+from gpvae.encoders.laplace import (
+    _Gram,
+    LaplaceEncoder,
+    _layers_of,
+    laplace,
+    linearise,
+    newton_step,
+    precision,
+)
 from gpvae.checks import InputError
 from gpvae.evaluation.iwae import estimate_batch
 from gpvae.likelihoods import LIKELIHOODS
@@ -25,7 +34,10 @@ def model_of(likelihood="bernoulli", seed=0, **options):
     "Two hidden layers whose units are partly on, and every parameter moved from its start."
     torch.manual_seed(seed)
     decoder = perturb(mlp_decoder(Z, SHAPE, (9, 7)).double(), 0.4, seed)
-    return VAE(encoder(seed=seed, **options), decoder, perturb(LIKELIHOODS[likelihood](16).double(), 0.5, seed))
+    return VAE(
+        encoder(seed=seed, **options), decoder, perturb(LIKELIHOODS[likelihood](16).double(), 0.5, seed)
+    )
+
 
 def local_of(model, n=4, seed=1):
     "Points, the images there, and the decoder around them."
@@ -34,20 +46,31 @@ def local_of(model, n=4, seed=1):
 
 def each(log_joint, mu, function):
     "A derivative of log p(x, z) in z, image by image, by autograd."
-    return torch.stack([function(lambda z: log_joint.model.log_joint(x[None], z[None, None])[0, 0], m) for x, m in zip(log_joint.x, mu)])
+    return torch.stack(
+        [
+            function(lambda z: log_joint.model.log_joint(x[None], z[None, None])[0, 0], m)
+            for x, m in zip(log_joint.x, mu)
+        ]
+    )
+
 
 @pytest.fixture(params=LIKELIHOODS)
 def likelihood(request): return request.param
 
-# --- the likelihoods' derivatives and the decoder's ----------------------------------------------------------------------------------------
+# --- the likelihoods' derivatives and the decoder's -----------------------------------------------
 
 def test_score_and_curvature_are_derivatives(likelihood):
     like = perturb(LIKELIHOODS[likelihood](6).double(), 0.5)
-    eta, x = 2 * torch.randn(3, 4, 6, generator=seeded(), dtype=F64), torch.rand(4, 6, generator=seeded(1), dtype=F64)
+    eta, x = (
+        2 * torch.randn(3, 4, 6, generator=seeded(), dtype=F64),
+        torch.rand(4, 6, generator=seeded(1), dtype=F64),
+    )
     eta.requires_grad_()
     first, = torch.autograd.grad(like.log_px_z(eta, x).sum(), eta, create_graph=True)
     close(like.score(eta, x), first)
-    second = torch.stack([torch.autograd.grad(first[..., d].sum(), eta, retain_graph=True)[0] for d in range(6)], -1)
+    second = torch.stack(
+        [torch.autograd.grad(first[..., d].sum(), eta, retain_graph=True)[0] for d in range(6)], -1
+    )
     close(torch.diag_embed(like.curvature(eta)), -second)
 
 def test_curvature_keeps_its_digits_and_its_gradient():
@@ -63,7 +86,9 @@ def test_jacobian_is_autograds():
     assert all(0 < mask.mean() < 1 for mask in local.masks) and len(local.masks) == 2
     J = torch.stack([jacobian(model.decoder, m) for m in mu])
     r = torch.randn(4, 16, generator=seeded(), dtype=F64)
-    close(local.eta, model.decoder(mu)); close(local.push(torch.eye(Z, dtype=F64)[None]), J.mT); close(local.pull(r), torch.einsum("bdz,bd->bz", J, r))
+    close(local.eta, model.decoder(mu))
+    close(local.push(torch.eye(Z, dtype=F64)[None]), J.mT)
+    close(local.pull(r), torch.einsum("bdz,bd->bz", J, r))
 
 def test_precision_is_the_curvature_of_the_joint(likelihood):
     "Second derivatives of log p(x, z) itself: the ReLUs add none, the prior adds the identity."
@@ -76,13 +101,17 @@ def test_precision_is_the_curvature_of_the_joint(likelihood):
     assert (torch.linalg.eigvalsh(Lambda) >= 1 - 1e-9).all()
 
 def test_gram_states_its_derivative():
-    J, c = torch.randn(4, Z, 5, generator=seeded(), dtype=F64, requires_grad=True), torch.rand(4, 5, generator=seeded(1), dtype=F64, requires_grad=True)
+    J, c = (
+        torch.randn(4, Z, 5, generator=seeded(), dtype=F64, requires_grad=True),
+        torch.rand(4, 5, generator=seeded(1), dtype=F64, requires_grad=True),
+    )
     close(_Gram.apply(J, c), torch.einsum("bid,bd,bjd->bij", J, c, J))
     weight = torch.randn(4, Z, Z, generator=seeded(2), dtype=F64)
     plain = torch.autograd.grad((torch.einsum("bid,bd,bjd->bij", J, c, J) * weight).sum(), (J, c))
-    for a, b in zip(torch.autograd.grad((_Gram.apply(J, c) * weight).sum(), (J, c)), plain): close(a, b)
+    for a, b in zip(torch.autograd.grad((_Gram.apply(J, c) * weight).sum(), (J, c)), plain):
+        close(a, b)
 
-# --- the solve -------------------------------------------------------------------------------------------------------------------------------
+# --- the solve ------------------------------------------------------------------------------------
 
 def plain_step(model, x, mu):
     "The solve for one image with nothing but autograd."
@@ -106,14 +135,16 @@ def test_gradient_through_the_solve_is_autograds(likelihood):
     wrt = [mu, *model.decoder.parameters(), *model.likelihood.parameters()]
     plain = torch.stack([plain_step(model, x, m) for x, m in zip(log_joint.x, mu)])
     expected = torch.autograd.grad((plain * weight).sum(), wrt)
-    for a, b in zip(torch.autograd.grad((newton_step(log_joint, layers, mu) * weight).sum(), wrt), expected): close(a, b, 1e-8)
+    for a, b in zip(torch.autograd.grad((newton_step(log_joint, layers, mu) * weight).sum(), wrt), expected):
+        close(a, b, 1e-8)
 
 def test_short_steps_climb_the_joint(likelihood):
     model = model_of(likelihood)
     mu, log_joint, layers = local_of(model, 200)
-    with torch.no_grad(): assert (log_joint((mu + 1e-4 * newton_step(log_joint, layers, mu))[None]) > log_joint(mu[None])).all()
+    with torch.no_grad():
+        assert (log_joint((mu + 1e-4 * newton_step(log_joint, layers, mu))[None]) > log_joint(mu[None])).all()
 
-# --- the posterior -----------------------------------------------------------------------------------------------------------------------------
+# --- the posterior --------------------------------------------------------------------------------
 
 def test_factor_of_the_covariance():
     A = torch.randn(5, 4, 6, generator=seeded(), dtype=F64)
@@ -133,13 +164,19 @@ def test_exact_on_a_linear_gaussian_decoder(n_solves):
     x = lg.images(5)
     model = VAE(encoder(tuple(x.shape[1:]), 2, n_solves=n_solves, damping=1.), lg.decoder, lg.likelihood)
     q = model.posterior(x)
-    close(q.mean, lg.mean(x)); close(q.L @ q.L.mT, lg.cov.expand(5, 2, 2))
+    close(q.mean, lg.mean(x))
+    close(q.L @ q.L.mT, lg.cov.expand(5, 2, 2))
     z, log_qz_x = q.rsample_and_log_prob(50, seeded())
     close(model.log_joint(x, z) - log_qz_x, lg.log_px(x).expand(50, -1))
-    with torch.no_grad(): r = estimate_batch(model, x, 50)
-    close(r.iwae, lg.log_px(x)); close(r.elbo, lg.log_px(x)); close(r.ess, torch.full_like(r.ess, 50))
+    with torch.no_grad():
+        r = estimate_batch(model, x, 50)
+    close(r.iwae, lg.log_px(x))
+    close(r.elbo, lg.log_px(x))
+    close(r.ess, torch.full_like(r.ess, 50))
 
-@pytest.mark.parametrize("n_solves, damping, left", [(1, 0.5, 0.5), (2, 0.5, 0.5 * 0.75), (3, 0.6, 0.4 * 0.7 * 0.8)])
+@pytest.mark.parametrize(
+    "n_solves, damping, left", [(1, 0.5, 0.5), (2, 0.5, 0.5 * 0.75), (3, 0.6, 0.4 * 0.7 * 0.8)]
+)
 def test_damping_decays(n_solves, damping, left):
     "Where the local model is exact, what is left of the way is the product of 1 − α_t."
     lg = LinearGaussian()
@@ -160,28 +197,42 @@ def test_refinement_raises_the_bound():
 def test_the_mean_trains_decoder_and_scale_through_the_solve():
     model = model_of("gaussian")
     model.posterior(binary_images(8)).mean.square().sum().backward()
-    for name, p in model.named_parameters(): assert p.grad is not None and p.grad.abs().max() > 0, name
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 0, name
 
 def test_training_and_evaluation_agree():
     model, x = model_of(n_solves=2), binary_images(4)
     trained, q = model.train().posterior(x), model.eval().posterior(x)
-    with torch.inference_mode(): inferred = model.posterior(x)
-    for a in (trained, inferred): assert torch.equal(a.mean, q.mean) and torch.equal(a.L, q.L)
+    with torch.inference_mode():
+        inferred = model.posterior(x)
+    for a in (trained, inferred):
+        assert torch.equal(a.mean, q.mean) and torch.equal(a.L, q.L)
 
 def test_saturated_pixels_leave_finite_numbers():
     "In float32, with logits so large that most curvatures are zero."
     model = model_of().float()
-    for p in model.decoder.parameters(): p.data.mul_(20)
+    for p in model.decoder.parameters():
+        p.data.mul_(20)
     x = binary_images(50, dtype=torch.float32)
     model.elbo(x).mean().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
-# --- what is refused -------------------------------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("decoder, name", [(ConvDecoder(Z, (1, 8, 8)), "ConvDecoder"), (nn.Sequential(nn.Linear(Z, 4), nn.Tanh(), nn.Linear(4, 64)), "Tanh")])
+@pytest.mark.parametrize(
+    "decoder, name",
+    [
+        (ConvDecoder(Z, (1, 8, 8)), "ConvDecoder"),
+        (nn.Sequential(nn.Linear(Z, 4), nn.Tanh(), nn.Linear(4, 64)), "Tanh"),
+    ],
+)
 def test_other_decoders_are_refused(decoder, name):
-    with pytest.raises(InputError, match=f"Linear and ReLU layers.*{name}.*network='mlp'"): VAE(encoder((1, 8, 8)), decoder, LIKELIHOODS["bernoulli"](64))
+    with pytest.raises(InputError, match=f"Linear and ReLU layers.*{name}.*network='mlp'"):
+        VAE(encoder((1, 8, 8)), decoder, LIKELIHOODS["bernoulli"](64))
 
-@pytest.mark.parametrize("options", [{"n_solves": 0}, {"n_solves": -2}, {"damping": 0.}, {"damping": -0.5}, {"damping": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"n_solves": 0}, {"n_solves": -2}, {"damping": 0.0}, {"damping": -0.5}, {"damping": 1.5}]
+)
 def test_options_out_of_range_are_refused(options):
-    with pytest.raises(InputError, match=next(iter(options))): encoder(**options)
+    with pytest.raises(InputError, match=next(iter(options))):
+        encoder(**options)

@@ -21,7 +21,8 @@ def perturb(module, scale, seed=0):
     "Move every parameter, so that nothing is at its special starting value."
     g = seeded(seed)
     with torch.no_grad():
-        for p in module.parameters(): p.add_(scale * torch.randn(p.shape, generator=g, dtype=F64).to(p.dtype))
+        for p in module.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=g, dtype=F64).to(p.dtype))
     return module
 
 def assert_zero(samples, errors=4.):
@@ -59,24 +60,34 @@ class FullGaussian(Posterior):
         z = self.mu + torch.randn((S, *self.mu.shape), dtype=self.mu.dtype, generator=generator) @ self.tril.T
         return z, self.log_prob(z)
     def kl(self):
-        prior = torch.distributions.MultivariateNormal(torch.zeros_like(self.mu), torch.eye(self.mu.shape[1], dtype=self.mu.dtype))
+        prior = torch.distributions.MultivariateNormal(
+            torch.zeros_like(self.mu), torch.eye(self.mu.shape[1], dtype=self.mu.dtype)
+        )
         return torch.distributions.kl_divergence(self.distribution(), prior)
 
 class LinearGaussian:
     "p(z) = N(0, I), p(x|z) = N(A z + a, s² I): log p(x) and p(z|x) in closed form."
     def __init__(self, orthogonal=False, seed=0):
         g, D = seeded(seed), math.prod(SHAPE)
-        self.A = torch.randn(D, Z, generator=g, dtype=F64) + (0 if orthogonal else torch.randn(D, 1, generator=g, dtype=F64))
-        if orthogonal: self.A = torch.linalg.qr(self.A).Q * torch.tensor([1.5, 0.7], dtype=F64)
+        self.A = torch.randn(D, Z, generator=g, dtype=F64) + (
+            0 if orthogonal else torch.randn(D, 1, generator=g, dtype=F64)
+        )
+        if orthogonal:
+            self.A = torch.linalg.qr(self.A).Q * torch.tensor([1.5, 0.7], dtype=F64)
         self.a, self.s = torch.randn(D, generator=g, dtype=F64), 0.6
         self.decoder, self.likelihood = nn.Linear(Z, D).double(), Gaussian(D, init_scale=self.s).double()
-        with torch.no_grad(): self.decoder.weight.copy_(self.A); self.decoder.bias.copy_(self.a)
+        with torch.no_grad():
+            self.decoder.weight.copy_(self.A)
+            self.decoder.bias.copy_(self.a)
         self.likelihood.raw_scale.data.fill_(math.log(math.expm1(self.s - self.likelihood.min_scale)))
         self.cov = torch.linalg.inv(torch.eye(Z, dtype=F64) + self.A.T @ self.A / self.s**2)
 
     def images(self, n, seed=1):
         g = seeded(seed)
-        z, noise = torch.randn(n, Z, generator=g, dtype=F64), torch.randn(n, len(self.a), generator=g, dtype=F64)
+        z, noise = (
+            torch.randn(n, Z, generator=g, dtype=F64),
+            torch.randn(n, len(self.a), generator=g, dtype=F64),
+        )
         return (z @ self.A.T + self.a + self.s * noise).reshape(n, *SHAPE)
 
     def mean(self, x): return (x.flatten(1).double() - self.a) @ self.A @ self.cov / self.s**2
@@ -87,7 +98,10 @@ class LinearGaussian:
 
     def rough(self, x, shift=0.2, width=1.3):
         "A diagonal Gaussian beside the posterior: moved, and of another width."
-        return DiagonalGaussian(self.mean(x) + shift, (0.5 * self.cov.diagonal().log() + math.log(width)).expand(len(x), Z))
+        return DiagonalGaussian(
+            self.mean(x) + shift, (0.5 * self.cov.diagonal().log() + math.log(width)).expand(len(x), Z)
+        )
+
     def gap(self, x, q):
         "KL(q ‖ p(z|x)) of a diagonal Gaussian: what its bound lacks."
         q = torch.distributions.MultivariateNormal(q.mu, torch.diag_embed(torch.exp(2 * q.log_sigma)))
@@ -99,13 +113,15 @@ def gp_encoder(h_dim=4, z_dim=Z, shape=(1, 4, 4), scale=0.5, seed=0, init_scale=
     torch.manual_seed(seed)
     options = dict(features="layernorm") | options
     encoder = GPEncoder(mlp_trunk(shape, (8, h_dim)), h_dim, z_dim, **options).double()
-    for layer in (encoder.W, encoder.U): widen(layer, init_scale)
+    for layer in (encoder.W, encoder.U):
+        widen(layer, init_scale)
     return perturb(encoder, scale, seed)
 
 def widen(layer, scale):
     "Give a random layer's weights this posterior standard deviation."
     for name, p in layer.cov.named_parameters():
-        if name in ("log_scale", "log_diag"): p.data.fill_(math.log(scale))
+        if name in ("log_scale", "log_diag"):
+            p.data.fill_(math.log(scale))
     return layer
 
 def bernoulli_model(encoder, z_dim=Z, shape=(1, 4, 4), seed=0):
@@ -113,4 +129,5 @@ def bernoulli_model(encoder, z_dim=Z, shape=(1, 4, 4), seed=0):
     torch.manual_seed(seed)
     return VAE(encoder, perturb(mlp_decoder(z_dim, shape, (8,)).double(), 0.5, seed), Bernoulli())
 
-def binary_images(n, shape=(1, 4, 4), seed=1, dtype=F64): return (torch.rand((n, *shape), generator=seeded(seed)) < 0.5).to(dtype)
+def binary_images(n, shape=(1, 4, 4), seed=1, dtype=F64):
+    return (torch.rand((n, *shape), generator=seeded(seed)) < 0.5).to(dtype)

@@ -108,12 +108,15 @@ def correlation_table(scores: dict[str, np.ndarray], # by name
 def best_score(scores: dict[str, np.ndarray], gap: Float[np.ndarray, "N"]) -> str:
     "The name of the score that ranks the gap best; call it with validation images."
     ok = np.isfinite(gap)
-    return max(scores, key=lambda s: spearman(scores[s][ok], gap[ok]))
+    rho = {s: spearman(v[ok], gap[ok]) for s, v in scores.items()}
+    known = {s: r for s, r in rho.items() if not np.isnan(r)}
+    require(len(known) > 0, f"no score of {', '.join(scores)} ranks the gap: each has a NaN or is constant")
+    return max(known, key=known.get)
 
 # %% ../../nbs/73_scores.ipynb #a9ce3c38
 def decile_edges(score: Float[np.ndarray, "N"]) -> Float[np.ndarray, "9"]:
     "Where the tenths of a score begin; call it with validation images."
-    return np.quantile(score, np.arange(1, 10) / 10)
+    return np.nanquantile(score, np.arange(1, 10) / 10)
 
 # %% ../../nbs/73_scores.ipynb #60267e9c
 def by_decile(score: Float[np.ndarray, "N"],
@@ -121,7 +124,7 @@ def by_decile(score: Float[np.ndarray, "N"],
               edges: Float[np.ndarray, "9"]  # from other images
              ) -> pd.DataFrame:              # gap, its standard error, images; one line per decile
     "Mean gap by decile of a score."
-    ok = np.isfinite(gap)
+    ok = np.isfinite(gap) & ~np.isnan(score)
     g = pd.Series(gap[ok]).groupby(np.searchsorted(edges, score[ok]) + 1)
     columns = {"gap": g.mean(), "error": g.std() / np.sqrt(g.size()), "images": g.size()}
     return pd.DataFrame(columns).rename_axis("decile")
