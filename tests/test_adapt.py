@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from gpvae.adapt import adapt
+from gpvae.adapters import adapt
 from gpvae.evaluation.ais import AISConfig, ais, simulate
 from gpvae.checks import InputError
 from gpvae.evaluation.gap import measure_gaps
@@ -22,7 +22,7 @@ from gpvae.likelihoods import Bernoulli, Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian
-from gpvae.train import TrainConfig, train
+from gpvae.training import TrainConfig, train
 from gpvae.evaluation.scores import scores
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE

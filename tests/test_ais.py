@@ -19,7 +19,7 @@ from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
 from gpvae.study.methods import METHODS
-from gpvae.train import TrainConfig, train
+from gpvae.training import TrainConfig, train
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
 from toys import F64, SHAPE, Z, Call, LinearGaussian, assert_zero, bernoulli_model, binary_images, perturb, seeded

@@ -17,7 +17,7 @@ import torch
 from gpvae.study.config import RunSpec, refit_of, resolve
 from gpvae.study.run import TIMES, is_finished, open_run, run
 from gpvae.study.studies import Study
-from gpvae.train import load_checkpoint
+from gpvae.training import load_checkpoint
 
 SNAKEFILE = Path(__file__).resolve().parents[1] / "gpvae" / "study" / "Snakefile"
 PLUGINS = ("snakemake", "snakemake_executor_plugin_slurm")

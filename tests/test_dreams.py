@@ -13,7 +13,7 @@ from gpvae.files import locked
 from gpvae.study.config import RunSpec, merge_settings
 from gpvae.study.methods import METHODS
 from models import build_model
-from gpvae.train import refit
+from gpvae.training import refit
 from gpvae.train_step import TrainConfig, adam, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE

@@ -18,7 +18,7 @@ from gpvae.study.launch import Launcher, describe_plan, finish, missing, plan, s
 from gpvae.study.run import TIMES, run, time_run
 from gpvae.study.store import Store
 from gpvae.study.studies import Study
-from gpvae.train import load_checkpoint
+from gpvae.training import load_checkpoint
 
 TINY = dict(epochs=2, hidden=(8,), n_train=100, n_valid=20, n_test=60, k=2)
 VAE = RunSpec("digits", "vae", 2, 0, "smoke", settings=TINY)

@@ -99,12 +99,12 @@ def test_a_heated_copy_has_the_variance_times_the_factor(covariance):
     encoder = gp_encoder(covariance=covariance).eval()
     if covariance == "full": encoder.W.cov.lower.data.normal_(generator=seeded(2))
     x, before = binary_images(5), torch.cat([v.double().flatten() for v in encoder.state_dict().values()])
-    hot = encoder.heated(6.5)
+    hot = encoder.scale_variance(6.5)
     a, b = encoder.functions(x), hot.functions(x)
     torch.testing.assert_close((b.f_var, b.g_var), (6.5 * a.f_var, 6.5 * a.g_var))
     torch.testing.assert_close((b.f_mean, b.g_mean), (a.f_mean, a.g_mean))
     assert torch.equal(before, torch.cat([v.double().flatten() for v in encoder.state_dict().values()]))
-    with pytest.raises(InputError, match="factor is 0"): encoder.heated(0)
+    with pytest.raises(InputError, match="factor is 0"): encoder.scale_variance(0)
 
 def test_doubt_in_nats():
     u = gp_encoder().eval().uncertainty(binary_images(5))

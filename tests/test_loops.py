@@ -15,7 +15,7 @@ from gpvae.encoders.gp import GPEncoder
 from gpvae.evaluation.iwae import evaluate
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_decoder, mlp_trunk
-from gpvae.train import TrainConfig, train, validation_bound
+from gpvae.training import TrainConfig, train, validation_bound
 from gpvae.vae import VAE
 from toys import binary_images, seeded
 

@@ -14,7 +14,7 @@ from gpvae.files import read_json, read_tensors, write_tensors
 from gpvae.study.cli import main
 from gpvae.study.config import RunSpec, resolve
 from gpvae.study.run import run
-from gpvae.train import load_checkpoint
+from gpvae.training import load_checkpoint
 
 KILLS = 10
 EPOCHS = 30

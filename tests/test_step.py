@@ -10,7 +10,7 @@ from gpvae.encoders.householder import HouseholderGaussian
 from gpvae.checks import InputError
 from gpvae.files import locked
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
-from gpvae.encoders.natural_step import NaturalStep, gradient_at_mean, stepped
+from gpvae.encoders.natural_step import NaturalStep, gradient_at_mean, with_natural_step
 from gpvae.vae import VAE, LogJoint, evaluating, log_weights
 from toys import F64, LinearGaussian, Call, bernoulli_model, binary_images, gp_encoder, seeded
 
@@ -26,12 +26,12 @@ def test_the_step_is_newtons_where_the_covariance_is_right(factor):
     "With the posterior's covariance the error of the mean shrinks by 1 - η, from any mean."
     lg = LinearGaussian()
     x, model = lg.images(7), far_off(lg, torch.linalg.cholesky(lg.cov))
-    q = stepped(model, factor=factor).posterior(x)
+    q = with_natural_step(model, factor=factor).posterior(x)
     close(lg.mean(x) - q.mean, (1 - factor) * (lg.mean(x) - model.posterior(x).mean), atol=1e-10, rtol=0)
 
 def test_after_a_whole_step_every_weight_is_the_likelihood():
     lg = LinearGaussian()
-    x, model = lg.images(7), stepped(far_off(lg, torch.linalg.cholesky(lg.cov)), factor=1.)
+    x, model = lg.images(7), with_natural_step(far_off(lg, torch.linalg.cholesky(lg.cov)), factor=1.)
     with torch.no_grad(): log_w = log_weights(model, x, model.posterior(x), 3, 100)
     close(log_w, lg.log_px(x).expand(3, 7))
 
@@ -40,7 +40,7 @@ def test_jacobi_with_a_diagonal_covariance():
     lg, S = LinearGaussian(), torch.diag(torch.tensor([0.2, 0.1], dtype=F64))
     x, model = lg.images(7), far_off(lg, S.sqrt())
     left = (torch.eye(2) - 0.5 * S @ lg.cov.inverse()) @ (lg.mean(x) - model.posterior(x).mean).T
-    close((lg.mean(x) - stepped(model).posterior(x).mean).T, left)
+    close((lg.mean(x) - with_natural_step(model).posterior(x).mean).T, left)
 
 def gaussians():
     g = seeded()
@@ -67,9 +67,9 @@ def test_steps_follow_one_another():
     "Each from where the last one ended: two of η leave (1 - η)² of the error."
     lg = LinearGaussian()
     x, model = lg.images(7), far_off(lg, torch.linalg.cholesky(lg.cov))
-    q = stepped(model, factor=0.4, steps=2).posterior(x)
+    q = with_natural_step(model, factor=0.4, steps=2).posterior(x)
     close(lg.mean(x) - q.mean, 0.36 * (lg.mean(x) - model.posterior(x).mean))
-    with pytest.raises(InputError, match="steps is 0"): stepped(model, steps=0)
+    with pytest.raises(InputError, match="steps is 0"): with_natural_step(model, steps=0)
 
 def test_a_mixture_says_that_it_takes_no_step():
     q = GaussianMixture(torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.full((2, 5), 0.5).log())
@@ -89,7 +89,7 @@ def test_the_gradient_is_each_images_own():
 def test_training_is_the_start_alone():
     "Posterior, price of the weights and what the wrapper shows are the start's; nothing is copied, nothing is moved."
     model, x = bernoulli_model(gp_encoder()), binary_images(5)
-    after = stepped(model).train()
+    after = with_natural_step(model).train()
     assert after.encoder.start is model.encoder and after.decoder is model.decoder
     posteriors = []
     for m in (model, after):
@@ -101,7 +101,7 @@ def test_training_is_the_start_alone():
 
 def test_nothing_is_left_in_the_decoder():
     model, x = bernoulli_model(gp_encoder()), binary_images(5)
-    with evaluating(after := stepped(model)): after.posterior(x)
+    with evaluating(after := with_natural_step(model)): after.posterior(x)
     assert all(p.grad is None and p.requires_grad for p in model.decoder.parameters())
 
 def test_the_factor_is_chosen_by_the_bound():
@@ -109,13 +109,13 @@ def test_the_factor_is_chosen_by_the_bound():
     lg = LinearGaussian()
     images = torch.rand(40, 1, 3, 2, generator=seeded(), dtype=F64)
     right, wide = (far_off(lg, c * torch.linalg.cholesky(lg.cov)) for c in (1., 20**0.5))
-    assert stepped(right, images, "floats").encoder.factor == 1.
-    assert stepped(wide, images, "floats").encoder.factor == 0.3
+    assert with_natural_step(right, images, "floats").encoder.factor == 1.
+    assert with_natural_step(wide, images, "floats").encoder.factor == 0.3
 
 @pytest.mark.parametrize("wrong, words", [(dict(factor=0.), "factor is 0.0"), (dict(factor=1.5), "at most 1"), (dict(x_valid=torch.zeros(0, 1, 3, 2, dtype=torch.uint8)), "no images to choose by")])
 def test_bad_input_is_one_line(wrong, words):
-    with pytest.raises(InputError, match=words): stepped(bernoulli_model(gp_encoder()), **wrong)
+    with pytest.raises(InputError, match=words): with_natural_step(bernoulli_model(gp_encoder()), **wrong)
 
 def test_inference_mode_is_refused_in_words():
-    model = stepped(bernoulli_model(gp_encoder())).eval()
+    model = with_natural_step(bernoulli_model(gp_encoder())).eval()
     with torch.inference_mode(), pytest.raises(InputError, match="evaluate under torch.no_grad"): model.posterior(binary_images(3))

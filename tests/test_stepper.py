@@ -10,7 +10,7 @@ from gpvae.study.config import RunSpec
 from gpvae.study.methods import METHODS
 from models import build_model
 from gpvae.stepper import RecordedStep, Stepper, StepInputs
-from gpvae.train import train
+from gpvae.training import train
 from gpvae.train_step import TrainConfig, adam
 from toys import seeded
 
@@ -87,7 +87,7 @@ def trained(monkeypatch, recorded, config=CONFIG, path=None, method="gpvae", dev
     torch.manual_seed(7)
     model, x = model_of(method, device), pixels(device=device)
     with monkeypatch.context() as m:
-        m.setattr("gpvae.train.Stepper", functools.partial(Stepper, recorded=recorded))
+        m.setattr("gpvae.training.Stepper", functools.partial(Stepper, recorded=recorded))
         return model, train(model, x, 255 * (x[:9] > 127).byte(), "stochastic", config, path, bar=False)
 
 @pytest.mark.parametrize("method", ["gpvae", "rme-2"])
@@ -185,7 +185,7 @@ def test_the_reason_is_shown(monkeypatch, capsys):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.why = "a reason"
-    monkeypatch.setattr("gpvae.train.Stepper", Slow)
+    monkeypatch.setattr("gpvae.training.Stepper", Slow)
     x = pixels()
     train(model_of("vae"), x, 255 * (x[:9] > 127).byte(), "stochastic", dataclasses.replace(CONFIG, epochs=1), label="slow")
     assert "eager=a reason" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, antithetic
 from gpvae.study.config import RunSpec
 from models import build_model
-from gpvae.train import TrainConfig, train, validation_bound
+from gpvae.training import TrainConfig, train, validation_bound
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE, LogJoint
 from toys import F64, Z, Call, LinearGaussian, assert_positive, bernoulli_model, binary_images, gp_encoder, perturb, seeded

@@ -17,7 +17,7 @@ from gpvae.likelihoods import Bernoulli, Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk, with_precision
 from gpvae.posteriors import gaussian_kl
 from gpvae.pixels import to_float
-from gpvae.train import (
+from gpvae.training import (
     NonFinite,
     Trainer,
     active_units,
@@ -240,7 +240,7 @@ def test_warm_up_changes_the_result():
 
 
 def test_best_epoch_has_the_highest_validation_bound_and_its_weights_are_returned(monkeypatch):
-    import gpvae.train as module
+    import gpvae.training as module
 
     wanted, snapshots = iter([-9.0, -7.0, -5.0, -6.0, -8.0]), []
     original = module.validation_bound
@@ -264,7 +264,7 @@ def test_reported_bound_is_that_of_the_returned_weights():
 
 @pytest.mark.parametrize("patience, expected", [(1, 4), (2, 5), (3, 8), (None, 8)])
 def test_patience(monkeypatch, patience, expected):
-    import gpvae.train as module
+    import gpvae.training as module
 
     wanted = iter([-9.0, -7.0, -5.0, -6.0, -6.0, -4.0, -8.0, -8.0])
     original = module.validation_bound
@@ -319,7 +319,7 @@ def test_stochastic_pixels_are_drawn_anew_and_seeded(monkeypatch):
 
 
 def test_order_and_noise_differ_between_epochs_of_all_seeds():
-    from gpvae.train import epoch_seed
+    from gpvae.training import epoch_seed
 
     assert len({epoch_seed(s, e) for s in range(20) for e in range(0, 3000, 7)}) == 20 * len(
         range(0, 3000, 7)
@@ -530,7 +530,7 @@ def test_a_number_of_a_module_is_part_of_the_question(tmp_path, likelihood, chan
 
 @pytest.mark.parametrize("change, ends", [(dict(epochs=2), 2), (dict(patience=1), 2)])
 def test_less_than_a_checkpoint_holds_is_refused(tmp_path, monkeypatch, change, ends):
-    import gpvae.train as module
+    import gpvae.training as module
 
     wanted, original = iter([-5.0, -6.0, -7.0, -8.0]), module.validation_bound
     monkeypatch.setattr(module, "validation_bound", lambda *args: original(*args) | {"elbo": next(wanted)})

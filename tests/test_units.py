@@ -9,7 +9,7 @@ from torch import nn
 
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import ConvDecoder, conv_trunk
-from gpvae.train import train
+from gpvae.training import train
 from gpvae.units import UnitShares, dead_units, units_message
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE

@@ -334,7 +334,7 @@ class GPEncoder(Encoder):
     def weight_kl(self) -> Float[Tensor, ""]:
         return (self.W.kl() + self.U.kl()) / self.temperature
 
-    def heated(self, factor: float) -> "GPEncoder": # Σ is multiplied by it
+    def scale_variance(self, factor: float) -> "GPEncoder": # Σ is multiplied by it
         "A copy with larger or smaller doubt; see `gpvae.evaluation.scores`."
         require(0 < factor < math.inf, f"factor is {factor}: it must be positive and finite")
         other = copy.deepcopy(self)

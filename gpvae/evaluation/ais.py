@@ -29,7 +29,7 @@ from ..inference.gauss_newton import gauss_newton
 from ..inference.best_gaussian import Climb, best_gaussian, start_of
 from ..posteriors import DiagonalGaussian, FullGaussian, Posterior, log_normal
 from ..encoders.natural_step import STEP_FACTOR, gradient_at_mean
-from ..train import epoch_seed
+from ..training import epoch_seed
 from ..vae import VAE, LogJoint, evaluating, frozen, value_and_vjp
 
 # %% ../../nbs/71_ais.ipynb #67353989

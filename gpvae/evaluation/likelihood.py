@@ -18,7 +18,7 @@ from .ais import AISConfig, STARTS, ais, sandwich
 from ..checks import check_kinds, choose, require
 from ..pixels import check_pixels
 from .iwae import evaluate
-from ..train import epoch_seed
+from ..training import epoch_seed
 from ..vae import VAE
 
 # %% ../../nbs/75_likelihood.ipynb #f1799ead

@@ -14,7 +14,7 @@ from gpvae.checks import require
 from gpvae.data import Splits, prepare_splits
 from gpvae.encoders.gp import GPEncoder
 from gpvae.encoders.mixture import separation
-from gpvae.encoders.natural_step import stepped
+from gpvae.encoders.natural_step import with_natural_step
 from gpvae.evaluation.gap import iwae_by_width
 from gpvae.evaluation.iwae import evaluate
 from gpvae.evaluation.timing import posterior_ms, step_ms
@@ -24,7 +24,7 @@ from gpvae.pixels import to_float
 from gpvae.posteriors import GaussianMixture
 from gpvae.study.config import (PROTOCOL, EvaluationConfig, RunConfig, RunSpec, build_model, config_from_json,
                                 config_to_json, load_images, resolve)
-from gpvae.train import load_checkpoint, refit, train, unprefixed, validation_bound
+from gpvae.training import load_checkpoint, refit, train, unprefixed, validation_bound
 from gpvae.units import dead_units
 from gpvae.vae import VAE, evaluating, frozen
 
@@ -119,11 +119,11 @@ def apply_evaluation(model: VAE, evaluation: EvaluationConfig, method: str) -> V
         random = isinstance(model.encoder, GPEncoder) and model.encoder.random
         require(random, f"variance_scale is {evaluation.variance_scale}: {method} has no random functions, "
                 "leave it at 1")
-        encoder = model.encoder.heated(evaluation.variance_scale)
+        encoder = model.encoder.scale_variance(evaluation.variance_scale)
         model = VAE(encoder, model.decoder, model.likelihood, model.z_dim)
     if not evaluation.natural_step:
         return model
-    return stepped(model, factor=evaluation.natural_step, steps=evaluation.natural_steps)
+    return with_natural_step(model, factor=evaluation.natural_step, steps=evaluation.natural_steps)
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> VAE:

@@ -23,7 +23,7 @@ from gpvae.study.gaps import GapSettings, images_of, measure, measure_split, mea
 from gpvae.study.run import load_model, open_run, read_config, run, time_run
 from gpvae.study.store import Store
 from gpvae.study.studies import Study
-from gpvae.train import load_checkpoint
+from gpvae.training import load_checkpoint
 
 SPEC = RunSpec(z_dim=3, settings=dict(epochs=2, hidden=(16, 16), n_train=100, n_test=40, k=4))
 COUNTS = dict(test=12, train=4, valid=12)

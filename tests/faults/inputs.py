@@ -38,7 +38,7 @@ from gpvae.study.methods import encoder_options
 from gpvae.study.studies import parse_study
 from models import build_model
 from gpvae.evaluation.timing import milliseconds
-from gpvae.train import TrainConfig, train, validation_bound
+from gpvae.training import TrainConfig, train, validation_bound
 from gpvae.evaluation.scores import scores
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE

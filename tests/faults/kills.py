@@ -24,7 +24,7 @@ from gpvae.study.report import render
 from gpvae.study.run import TIMES, open_run, run, time_run
 from gpvae.study.store import Store
 from gpvae.study.studies import Study
-from gpvae.train import load_checkpoint
+from gpvae.training import load_checkpoint
 from test_resume import NOT_OF_THE_RESULT, result
 from test_resume import SPEC as LONG
 
