@@ -3,6 +3,7 @@
 Rivals are a VAE of plain PyTorch, pythae where it is installed (`pip install -e '.[bench]'`), and the matrix products
 alone. `python benchmarks/speed.py --out nbs/results/benchmarks.json` on a machine with nothing else running; the page
 nbs/studies/benchmarks.ipynb shows what the file says."""
+
 import argparse
 import copy
 import importlib.util
@@ -37,23 +38,26 @@ from gpvae.vae import VAE, default_rows
 @dataclass(frozen=True)
 class Sizes:
     "What is timed."
+
     hidden: tuple[int, ...] = (500, 500)  # widths of trunk and decoder
-    z_dim: int = 20                       # latent dimensions
-    batch: int = 128                      # images of a training step, and of a posterior
-    images: int = 64                      # images of an importance-sampling call
-    k: int = 500                          # importance samples per image
+    z_dim: int = 20  # latent dimensions
+    batch: int = 128  # images of a training step, and of a posterior
+    images: int = 64  # images of an importance-sampling call
+    k: int = 500  # importance samples per image
 
 
 class Contender(NamedTuple):
     "Something to time."
+
     call: Callable[[], object]
     units: int = 1  # steps, images or batches per call; times are per unit
 
 
 def config_of(method: str, sizes: Sizes, dataset: str, refit: bool = False) -> RunConfig:
     "The run whose model and optimiser are timed."
-    spec = RunSpec(dataset, method, sizes.z_dim, 0, "cpu", "bernoulli",
-                   settings=dict(hidden=sizes.hidden, network="mlp"))
+    spec = RunSpec(
+        dataset, method, sizes.z_dim, 0, "cpu", "bernoulli", settings=dict(hidden=sizes.hidden, network="mlp")
+    )
     return resolve(refit_of(spec) if refit else spec)
 
 
@@ -91,12 +95,14 @@ class PlainVAE(nn.Module):
 
 def plain_layers(layers: nn.Sequential) -> nn.Sequential:
     "The same layers, of PyTorch's own classes."
+
     def plain(layer):
         if not isinstance(layer, nn.Linear):
             return layer
         other = nn.Linear(layer.in_features, layer.out_features).to(layer.weight)
         other.load_state_dict(layer.state_dict())
         return other
+
     return nn.Sequential(*map(plain, layers))
 
 
@@ -110,6 +116,7 @@ def plain_step(model: PlainVAE, x: Tensor) -> Callable[[], float]:
         loss.backward()
         optimizer.step()
         return loss.item()
+
     return step
 
 
@@ -118,12 +125,14 @@ def plain_iwae(model: PlainVAE, x: Tensor, k: int, chunk: int = 50) -> Tensor:
     "log (1/k) Σ w of each image [B], encoding once, with `torch.distributions` and `chunk` samples at a time."
     mu, log_var = model.encode(x)
     q = torch.distributions.Normal(mu, torch.exp(0.5 * log_var))
-    p = torch.distributions.Normal(torch.zeros_like(mu), 1.)
+    p = torch.distributions.Normal(torch.zeros_like(mu), 1.0)
     log_w = []
     for start in range(0, k, chunk):
         z = q.sample((min(chunk, k - start),))
         logits = model.decoder(z)
-        bce = F.binary_cross_entropy_with_logits(logits, x.flatten(1).expand_as(logits), reduction="none").sum(-1)
+        bce = F.binary_cross_entropy_with_logits(
+            logits, x.flatten(1).expand_as(logits), reduction="none"
+        ).sum(-1)
         log_w.append(p.log_prob(z).sum(-1) - q.log_prob(z).sum(-1) - bce)
     return torch.logsumexp(torch.cat(log_w), 0) - math.log(k)
 
@@ -138,6 +147,7 @@ def pythae_model(plain: PlainVAE, x_shape: tuple[int, ...], z_dim: int) -> nn.Mo
     from pythae.models import VAE as PythaeVAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
+
     parts = copy.deepcopy(plain)
 
     class Encoder(BaseEncoder):
@@ -166,7 +176,10 @@ def pythae_step(model: nn.Module, x: Tensor) -> Callable[[], float]:
     from pythae.data.datasets import BaseDataset
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
     from pythae.trainers.training_callbacks import CallbackHandler, TrainingCallback
-    config = BaseTrainerConfig(per_device_train_batch_size=len(x), learning_rate=1e-3, no_cuda=x.device.type == "cpu")
+
+    config = BaseTrainerConfig(
+        per_device_train_batch_size=len(x), learning_rate=1e-3, no_cuda=x.device.type == "cpu"
+    )
     logging.disable(logging.INFO)
     trainer = BaseTrainer(model, BaseDataset(x.cpu(), torch.zeros(len(x))), training_config=config)
     logging.disable(logging.NOTSET)
@@ -179,6 +192,7 @@ def pythae_step(model: nn.Module, x: Tensor) -> Callable[[], float]:
         output = trainer.model(inputs, epoch=1, dataset_size=len(x), uses_ddp=False)
         trainer._optimizers_step(output)
         return output.loss.item()
+
     return step
 
 
@@ -187,10 +201,14 @@ def linear_sizes(model: nn.Module) -> list[tuple[int, int]]:
     return [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
 
 
-def products(layers: Sequence[tuple[int, int]], rows: int, device: torch.device,
-             backward: bool = False) -> Callable[[], None]:
+def products(
+    layers: Sequence[tuple[int, int]], rows: int, device: torch.device, backward: bool = False
+) -> Callable[[], None]:
     "The matrix products of the layers alone: x Wᵀ; backward also dyᵀ x and, but for the first layer, dy W."
-    def new(*shape): return torch.rand(*shape, device=device)
+
+    def new(*shape):
+        return torch.rand(*shape, device=device)
+
     parts = [(new(rows, n), new(m, n), new(rows, m)) for n, m in layers]
 
     def call():
@@ -200,12 +218,13 @@ def products(layers: Sequence[tuple[int, int]], rows: int, device: torch.device,
             torch.mm(y.T, x)
             if i:
                 torch.mm(y, W)
+
     return call
 
 
 def step_contenders(sizes: Sizes, x: Tensor, dataset: str) -> dict[str, Contender]:
     "One training step on a batch; the unit is a step."
-    batch = x[:sizes.batch]
+    batch = x[: sizes.batch]
     found = {}
     for method in ("vae", "gpvae"):
         config = config_of(method, sizes, dataset)
@@ -214,7 +233,9 @@ def step_contenders(sizes: Sizes, x: Tensor, dataset: str) -> dict[str, Contende
     model = model_of(config, batch)
     for part in (model.decoder, model.likelihood):
         part.requires_grad_(False)
-    found["refit with dreams"] = Contender(training_step(model, batch[:len(batch) // 2], config.train, 50_000))
+    found["refit with dreams"] = Contender(
+        training_step(model, batch[: len(batch) // 2], config.train, 50_000)
+    )
     vae = model_of(config_of("vae", sizes, dataset), batch)
     found["plain eager"] = Contender(plain_step(PlainVAE(vae), batch))
     if has_pythae():
@@ -226,7 +247,7 @@ def step_contenders(sizes: Sizes, x: Tensor, dataset: str) -> dict[str, Contende
 
 def iwae_contenders(sizes: Sizes, x: Tensor, dataset: str) -> dict[str, Contender]:
     "IWAE-k of a batch of images; the unit is an image."
-    x = x[:sizes.images]
+    x = x[: sizes.images]
     vae = model_of(config_of("vae", sizes, dataset), x).eval()
     plain, rows = PlainVAE(vae), default_rows(x.device)
     encode = products(linear_sizes(vae.encoder), len(x), x.device)
@@ -237,8 +258,11 @@ def iwae_contenders(sizes: Sizes, x: Tensor, dataset: str) -> dict[str, Contende
         for _ in range(math.ceil(len(x) * sizes.k / rows)):
             decode()
 
-    calls = {"vae": torch.inference_mode()(lambda: estimate_batch(vae, x, sizes.k)),
-             "encode-once eager": lambda: plain_iwae(plain, x, sizes.k), "matrix products": products_alone}
+    calls = {
+        "vae": torch.inference_mode()(lambda: estimate_batch(vae, x, sizes.k)),
+        "encode-once eager": lambda: plain_iwae(plain, x, sizes.k),
+        "matrix products": products_alone,
+    }
     if has_pythae():
         theirs = pythae_model(plain, tuple(x.shape[1:]), sizes.z_dim).to(x.device)
         calls["pythae"] = torch.no_grad()(lambda: theirs.get_nll(x, n_samples=sizes.k))
@@ -247,7 +271,7 @@ def iwae_contenders(sizes: Sizes, x: Tensor, dataset: str) -> dict[str, Contende
 
 def posterior_contenders(sizes: Sizes, x: Tensor, dataset: str) -> dict[str, Contender]:
     "The posterior of a batch and one sample of it, of every method; the unit is a batch."
-    found, batch = {}, x[:sizes.batch]
+    found, batch = {}, x[: sizes.batch]
     for method in METHODS:
         model = model_of(config_of(method, sizes, dataset), batch).eval()
         quiet = torch.no_grad() if model.encoder.needs_grad else torch.inference_mode()
@@ -259,9 +283,11 @@ GROUPS = {"step": step_contenders, "iwae": iwae_contenders, "posterior": posteri
 PROFILED = ("vae", "gpvae", "plain eager", "encode-once eager")
 
 
-def interleave(contenders: dict[str, Contender], rounds: int, seconds: float, wait: Callable[[], None]
-               ) -> dict[str, list[float]]:  # ms per unit, one number per round
+def interleave(
+    contenders: dict[str, Contender], rounds: int, seconds: float, wait: Callable[[], None]
+) -> dict[str, list[float]]:  # ms per unit, one number per round
     "Time all contenders one after the other, in every round anew and in alternating order."
+
     def measure(call, n):
         wait()
         start = time.perf_counter()
@@ -275,7 +301,7 @@ def interleave(contenders: dict[str, Contender], rounds: int, seconds: float, wa
     repeats = {name: max(1, math.ceil(seconds / measure(c.call, 1))) for name, c in contenders.items()}
     times = {name: [] for name in contenders}
     for number in range(rounds):
-        for name in list(contenders)[::-1 if number % 2 else 1]:
+        for name in list(contenders)[:: -1 if number % 2 else 1]:
             call, units = contenders[name]
             call()
             times[name].append(float(f"{1e3 * measure(call, repeats[name]) / repeats[name] / units:.5g}"))
@@ -301,7 +327,12 @@ def profile_call(call: Callable[[], object], repeats: int = 20, top: int = 12) -
 
     def row(name, events):
         share = sum(e.self_cpu_time_total for e in events) / total
-        return {"operator": name, "share": round(share, 4), "calls": round(sum(e.count for e in events) / repeats, 1)}
+        return {
+            "operator": name,
+            "share": round(share, 4),
+            "calls": round(sum(e.count for e in events) / repeats, 1),
+        }
+
     return [row(e.key, [e]) for e in events[:top]] + [row("all others", events[top:])]
 
 
@@ -311,8 +342,14 @@ def describe_machine(device: torch.device) -> dict:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else (names or [platform.machine()])[0]
-    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "load": round(os.getloadavg()[0], 2), "commit": commit()}
+    return {
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 2),
+        "commit": commit(),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -326,19 +363,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", default="static_mnist", help="whose test images are used")
     args = parser.parse_args(argv)
     device, sizes = pick_device(args.device), Sizes()
-    splits = prepare_splits(load(args.dataset), "static" if args.dataset == "static_mnist" else "fixed", device)
-    x = to_float(splits.test[:sizes.batch], splits.eval_binarisation)
+    splits = prepare_splits(
+        load(args.dataset), "static" if args.dataset == "static_mnist" else "fixed", device
+    )
+    x = to_float(splits.test[: sizes.batch], splits.eval_binarisation)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    result = {"machine": describe_machine(device), "sizes": asdict(sizes), "data": args.dataset,
-              "rounds": args.rounds, "groups": {}, "profiles": {}}
+    result = {
+        "machine": describe_machine(device),
+        "sizes": asdict(sizes),
+        "data": args.dataset,
+        "rounds": args.rounds,
+        "groups": {},
+        "profiles": {},
+    }
     for group in args.groups:
         contenders = GROUPS[group](sizes, x, args.dataset)
         times = result["groups"][group] = interleave(contenders, args.rounds, args.seconds, wait)
         for name, values in times.items():
             median, low, high = ratio(values, times["vae"])
-            print(f"{group:10} {name:22} {np.median(values):9.3f} ms  {median:6.2f} [{low:.2f}, {high:.2f}] × vae")
+            print(
+                f"{group:10} {name:22} {np.median(values):9.3f} ms  {median:6.2f} [{low:.2f}, {high:.2f}] × vae"
+            )
         for name in [n for n in PROFILED if n in contenders]:
-            result["profiles"][f"{group} of {name}"] = profile_call(contenders[name].call, 20 if group != "iwae" else 2)
+            result["profiles"][f"{group} of {name}"] = profile_call(
+                contenders[name].call, 20 if group != "iwae" else 2
+            )
     if args.out:
         write_json(args.out, result)
 

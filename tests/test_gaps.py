@@ -1,4 +1,5 @@
 "Gaps: what is measured is kept and continues after a stop, and tables say what the numbers say."
+
 import nbformat
 import numpy as np
 import pandas as pd
@@ -24,8 +25,14 @@ from gpvae.study.studies import grid
 from gpvae.study.tables import with_interval
 from toys import bernoulli_model, gp_encoder, seeded
 
-QUICK = GapSettings(AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start="posterior"), Climb(steps=25),
-                    samples=40, k=10, simulated=4, chunk=16)
+QUICK = GapSettings(
+    AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start="posterior"),
+    Climb(steps=25),
+    samples=40,
+    k=10,
+    simulated=4,
+    chunk=16,
+)
 COUNTS = dict(test=24, train=4, valid=20)
 SETTINGS = dict(n_train=200, n_valid=50, n_test=50, hidden=(16,), epochs=2)
 
@@ -67,16 +74,22 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
         measure_split(tmp_path, model, "train", x, "static", GapSettings(samples=41))
 
 
-@pytest.mark.parametrize("values, message", [
-    (dict(widths=(2.,)), "it must contain 1"), (dict(widths=(1., 0.)), "every factor must be positive"),
-    (dict(samples=0), "samples"), (dict(chunk=0), "chunk")])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(widths=(2.0,)), "it must contain 1"),
+        (dict(widths=(1.0, 0.0)), "every factor must be positive"),
+        (dict(samples=0), "samples"),
+        (dict(chunk=0), "chunk"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         GapSettings(**values)
 
 
 def test_rounding_keeps_what_is_not_a_number():
-    v = np.array([-97.123456, 1e-5, 0., np.nan])
+    v = np.array([-97.123456, 1e-5, 0.0, np.nan])
     np.testing.assert_allclose(round_binary(v, 16), v, rtol=2**-16)
 
 
@@ -87,8 +100,14 @@ def test_rounding_keeps_what_is_not_a_number():
 def shown(tmp_path_factory):
     "Folder, study and store of three short runs that are measured."
     folder = tmp_path_factory.mktemp("gaps")
-    study = grid("digits", ["vae", "gpvae", "sa-1"], seeds=1, settings=SETTINGS, name="short",
-                 title="Likelihoods on short runs")
+    study = grid(
+        "digits",
+        ["vae", "gpvae", "sa-1"],
+        seeds=1,
+        settings=SETTINGS,
+        name="short",
+        title="Likelihoods on short runs",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(annealing, "_PILOT_TEMPERATURES", 3)
         store = Store(folder / "store")
@@ -125,7 +144,11 @@ def test_rows_join_those_of_the_runs(shown):
 def test_every_method_has_the_scores_that_it_can_have(shown):
     free = {"entropy", "reconstruction", "kl", "feature_norm", "leverage"}
     runs = runs_of(shown)
-    assert set(runs["vae"].scores()) == free and set(runs["sa-1"].scores()) >= {"entropy", "reconstruction", "kl"}
+    assert set(runs["vae"].scores()) == free and set(runs["sa-1"].scores()) >= {
+        "entropy",
+        "reconstruction",
+        "kl",
+    }
     assert list(runs["gpvae"].scores())[:4] == list(gap_tables.PROCESS)
     scores = runs["gpvae"].scores()
     assert set(scores) == free | set(gap_tables.PROCESS)
@@ -150,7 +173,10 @@ def test_kept_pictures_are_the_easiest_and_the_hardest_images(shown):
     folder, study, _ = shown
     runs = runs_of(shown)
     assert {line: set(gap_tables.pictures(run)) for line, run in runs.items()} == {
-        "vae": {"amortization"}, "gpvae": {"amortization", "doubt"}, "sa-1": set()}
+        "vae": {"amortization"},
+        "gpvae": {"amortization", "doubt"},
+        "sa-1": set(),
+    }
     result = open_run(folder / "runs" / runs["gpvae"].row["run"])
     splits = prepare_splits(load_images(result.config), result.config.binarisation)
     x = (255 * to_float(splits.test[:24], splits.eval_binarisation)).byte().numpy()
@@ -166,16 +192,26 @@ def test_cells_are_the_means_of_the_images(shown):
     table, parts = gap_tables.decomposition(results), gap_tables.gap_parts(results)
     for line, run_ in runs.items():
         c = run_.split("test")
-        expected = {"log p(x)": c["log_px"], "total gap": c["log_px"] - c["elbo"], "ELBO": c["elbo"],
-                    "approximation": c["log_px"] - c["diagonal"], "full covariance": c["log_px"] - c["full"],
-                    "amortization": c["diagonal"] - c["elbo"]}
+        expected = {
+            "log p(x)": c["log_px"],
+            "total gap": c["log_px"] - c["elbo"],
+            "ELBO": c["elbo"],
+            "approximation": c["log_px"] - c["diagonal"],
+            "full covariance": c["log_px"] - c["full"],
+            "amortization": c["diagonal"] - c["elbo"],
+        }
         for column, values in expected.items():
             assert table.loc[line, column].replace("−", "-").startswith(f"{values.mean():.2f} ±")
         assert parts.loc[line, "approximation"] + parts.loc[line, "amortization"] == pytest.approx(
-            (c["log_px"] - c["elbo"]).mean())
+            (c["log_px"] - c["elbo"]).mean()
+        )
         trained = run_.gaps("train").amortization.mean()
         row = gap_tables.generalisation(results).loc[line].set_index("quantity").loc["amortization"]
-        assert row["test − train"].replace("−", "-").startswith(f"{expected['amortization'].mean() - trained:+.2f}")
+        assert (
+            row["test − train"]
+            .replace("−", "-")
+            .startswith(f"{expected['amortization'].mean() - trained:+.2f}")
+        )
     assert (gap_tables.measurement(results)["not converged"] >= 0).all()
     assert gap_tables.widths(results).columns.tolist() == [f"× {w}" for w in QUICK.widths]
     assert set(gap_tables.detection(results).columns) == {"score", "turned", "noised"}
@@ -203,6 +239,7 @@ def test_wrong_input_is_one_line(shown, tmp_path):
     def refused(match, study=study, runs=folder / "runs", counts=COUNTS, **more):
         with pytest.raises(InputError, match=match):
             measure(study, Store(tmp_path), runs, counts, QUICK, device="cpu", bar=False, **more)
+
     refused("full .* is not finished", other)
     refused("has no run of this seed", seed=7)
     refused("is not a folder", runs=tmp_path / "none")
@@ -216,20 +253,27 @@ def test_wrong_input_is_one_line(shown, tmp_path):
 # --- scores and gaps that are known
 
 
-def made_up(knows=1., gap=2., free=0.5, n=300, seed=0):
+def made_up(knows=1.0, gap=2.0, free=0.5, n=300, seed=0):
     "A measured run; knows, free: the share of the amortization gap in the doubt, and in the free score kl."
     rng, arrays = np.random.default_rng(seed), {}
     for split in ("test", "valid"):
-        amortization, approximation = rng.gamma(4., gap / 4, n), rng.gamma(4., 0.5, n)
+        amortization, approximation = rng.gamma(4.0, gap / 4, n), rng.gamma(4.0, 0.5, n)
         process = knows * amortization + 0.1 * rng.normal(size=n) + 2
-        columns = dict(log_px=-93 + approximation, diagonal=np.full(n, -93.), elbo=-93 - amortization,
-                       score_f=process, score_g=process / 2, score_f_relative=process,
-                       score_kl=free * amortization + rng.normal(size=n), score_entropy=rng.normal(size=n))
+        columns = dict(
+            log_px=-93 + approximation,
+            diagonal=np.full(n, -93.0),
+            elbo=-93 - amortization,
+            score_f=process,
+            score_g=process / 2,
+            score_f_relative=process,
+            score_kl=free * amortization + rng.normal(size=n),
+            score_entropy=rng.normal(size=n),
+        )
         arrays |= {f"{split}_{k}": v.astype(np.float32) for k, v in columns.items()}
     return MeasuredRun(pd.Series(dtype=object), arrays)
 
 
-@pytest.mark.parametrize("knows, low, high", [(1., 0.9, 1.), (0., -0.2, 0.2), (-1., -1., -0.9)])
+@pytest.mark.parametrize("knows, low, high", [(1.0, 0.9, 1.0), (0.0, -0.2, 0.2), (-1.0, -1.0, -0.9)])
 def test_a_ranking_is_the_rank_correlation_of_the_statistics(knows, low, high):
     run_ = made_up(knows)
     score, gap = run_.scores(), run_.gaps().amortization
@@ -244,9 +288,10 @@ def test_a_ranking_is_the_rank_correlation_of_the_statistics(knows, low, high):
 
 
 def test_a_score_that_repeats_a_free_one_adds_nothing():
-    run_ = made_up(knows=0.)
-    run_.arrays["test_score_g"] = run_.arrays["test_score_f_relative"] = run_.arrays["test_score_kl"] + \
-        np.random.default_rng(5).normal(size=300).astype(np.float32)
+    run_ = made_up(knows=0.0)
+    run_.arrays["test_score_g"] = run_.arrays["test_score_f_relative"] = run_.arrays[
+        "test_score_kl"
+    ] + np.random.default_rng(5).normal(size=300).astype(np.float32)
     alone = ranking([run_], "doubt", "amortization", draws=100)
     given = ranking([run_], "doubt", "amortization", gap_tables.free_scores([run_]), draws=100)
     assert alone.low > 0 and given.low < 0 < given.high
@@ -262,7 +307,7 @@ def test_seeds_are_averaged_and_images_that_were_not_measured_are_left_out():
 
 
 def test_a_difference_is_that_of_the_comparisons():
-    ours, theirs = [made_up(gap=2., seed=s) for s in (1, 2)], [made_up(gap=4., seed=3)]
+    ours, theirs = [made_up(gap=2.0, seed=s) for s in (1, 2)], [made_up(gap=4.0, seed=3)]
     a, b = (gap_tables.stack(runs, "amortization") for runs in (ours, theirs))
     assert gap_tables.difference(ours, theirs, "amortization") == difference_interval(a, b)
     ours[0].arrays["test_elbo"][7] = np.nan
@@ -271,7 +316,7 @@ def test_a_difference_is_that_of_the_comparisons():
     assert gap_tables.difference(ours, theirs, "amortization") == expected
 
 
-@pytest.mark.parametrize("free", [2., -2.])
+@pytest.mark.parametrize("free", [2.0, -2.0])
 def test_a_free_score_may_be_used_with_its_sign_turned(free):
     assert gap_tables.choose_free_score(made_up(free=free)) == ("kl", np.sign(free))
 

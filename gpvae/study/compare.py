@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.special import stdtrit
 
+from gpvae import statistics
 from gpvae.checks import require
 from gpvae.statistics import Interval, bootstrap, bootstrap_interval, seed_interval, spearman
 
@@ -43,22 +44,23 @@ def verdict(interval: Interval | None,
 
 
 def difference_interval(a: Float[np.ndarray, "S n"], b: Float[np.ndarray, "T n"], level: float = LEVEL) -> Interval:
-    "Mean of `a` minus mean of `b`: Welch over seeds, with the same images in all of them."
-    mean, (S, n), T = float(a.mean() - b.mean()), a.shape, len(b)
+    "Mean of `a` minus mean of `b`: Welch over seeds and images, over images alone where both have one seed."
+    (S, n), T = a.shape, len(b)
+    if n > 1 and min(S, T) > 1:
+        return statistics.difference_interval(a, b, level)
+    if n > 1 and S == T == 1:
+        return statistics.mean_interval(a[0] - b[0], level)
+    groups = [of.mean(1) for of in (a, b) if len(of) > 1]  # one seed scatters as those of the other line do
+    require(len(groups) > 0, "one number of each line has no interval: it needs several seeds or images")
     of_images = (a.mean(0) - b.mean(0)).var(ddof=1) / n if n > 1 else 0.
-    groups = [(x.mean(1).var(ddof=1), len(x)) for x in (a, b) if len(x) > 1]
-    if not groups:
-        half = stdtrit(max(n - 1, 1), (1 + level) / 2) * np.sqrt(of_images)
-        return Interval(mean, mean - half, mean + half, level)
-    if len(groups) == 1:  # one seed: it scatters as those of the other do
-        variance, count = groups[0]
-        of_seeds, freedom = variance * (1 / S + 1 / T), count - 1
-    else:
-        parts = [(variance / count, count - 1) for variance, count in groups]
-        of_seeds = sum(v for v, _ in parts)
-        freedom = of_seeds**2 / max(sum(v**2 / f for v, f in parts), 1e-300) if of_seeds else min(S, T) - 1
-    half = stdtrit(max(freedom, 1.), (1 + level) / 2) * np.sqrt(of_seeds + of_images)
-    return Interval(mean, float(mean - half), float(mean + half), level)
+    counts = (S, T) if len(groups) == 2 else (len(groups[0]),)
+    parts = [(g.var(ddof=1) / c, c - 1) for g, c in zip(groups, counts)]
+    if len(groups) == 1:
+        parts = [(groups[0].var(ddof=1) * (1 / S + 1 / T), counts[0] - 1)]
+    variance = sum(v for v, _ in parts) + of_images
+    freedom = variance**2 / max(sum(v**2 / f for v, f in [*parts, (of_images, max(n - 1, 1))]), 1e-300)
+    mean, half = float(a.mean() - b.mean()), float(stdtrit(max(freedom, 1.), (1 + level) / 2) * variance**0.5)
+    return Interval(mean, mean - half, mean + half, level)
 
 
 def values_by_seed(rows: pd.DataFrame, arrays: Arrays, line: str,
@@ -82,7 +84,11 @@ def difference(rows: pd.DataFrame, arrays: Arrays, line: str, reference: str, na
     if line == reference or not all(seeds):
         return None
     n = min(len(values) for of in seeds for values in of)
-    return difference_interval(stack(seeds[0], n), stack(seeds[1], n), level)
+    first, second = (stack(of, n) for of in seeds)
+    finite = np.isfinite(first).all(0) & np.isfinite(second).all(0)
+    if finite.sum() < 2:
+        return None
+    return difference_interval(first[:, finite], second[:, finite], level)
 
 
 def paired_difference(rows: pd.DataFrame, arrays: Arrays, line: str, reference: str, name: str = "iwae",

@@ -11,7 +11,6 @@ from importlib.resources import files
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, display
 from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,9 +54,10 @@ def image(content: bytes, kind: str, alt: str, look: str = "max-width: 100%; hei
     return f'<img alt="{html.escape(alt)}" style="{look}" src="data:{kind};base64,{source}">'
 
 
-def row(panels: Iterable[str]) -> HTML | None:  # None for none
+def row(panels: Iterable[str]) -> object:  # None for none
     "Panels side by side, one below the other where the page is narrow."
     panels = list(panels)
+    from IPython.display import HTML
     return HTML(ROW.format("\n".join(panels))) if panels else None
 
 
@@ -65,6 +65,7 @@ def show(panels: Iterable[str]) -> None:
     "Display panels in a row; nothing for none."
     shown = row(panels)
     if shown is not None:
+        from IPython.display import display
         display(shown)
 
 
@@ -88,7 +89,7 @@ def image_grid(x: UInt8[np.ndarray, "N C H W"], columns: int, alt: str) -> str: 
     return image(file.getvalue(), "image/png", alt, f"width: {width}px; max-width: 100%; image-rendering: pixelated")
 
 
-def pictures(results: Results) -> HTML | None:
+def pictures(results: Results) -> object:
     "Samples, and test images above their reconstructions, of the first run of each line that has pictures kept."
     shown = []
     for heading, part in parts(results):

@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import HTML, Markdown, display
 
 import gpvae
 from gpvae.checks import InputError, require
@@ -51,13 +50,14 @@ def section(prose: str,       # Markdown, its heading first
     "Show prose and contents; nothing where no content is there."
     shown = [content for content in contents if content is not None]
     if shown:
+        from IPython.display import Markdown, display
         display(*([Markdown(prose.strip())] if prose else []), *shown)
 
 
 def table(frame: pd.DataFrame,
           words: bool = False,      # are its cells sentences, which may break?
           folded: str | None = None  # a summary, behind which the table is folded
-          ) -> HTML | None:         # None for an empty table
+          ) -> object:              # HTML; None for an empty table
     "A table as one block with one header line; `**text**` is bold."
     if not len(frame):
         return None
@@ -70,6 +70,7 @@ def table(frame: pd.DataFrame,
     text = f'<table class="{look}"><thead>{lines[0]}</thead>\n<tbody>' + "\n".join(lines[1:]) + "</tbody></table>"
     if folded:
         text = f"<details><summary>{html.escape(folded)}</summary>\n{text}\n</details>"
+    from IPython.display import HTML
     return HTML(text)
 
 
@@ -78,8 +79,9 @@ def cell_html(value: object) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(str(value)))
 
 
-def note(text: str) -> Markdown | None:
+def note(text: str) -> object:  # Markdown
     "A block quote; None for no text."
+    from IPython.display import Markdown
     return Markdown(f"> {text}") if text else None
 
 
