@@ -1,4 +1,4 @@
-"""Two lines of a table, compared: a difference with its interval, and one verdict that is read from the interval.
+"""Two lines of a table, compared: a difference with its interval, and one verdict, read from the interval.
 
 Rows of runs come as a DataFrame with the columns line, seed and run, numbers of their images as
 `{run: {name: values}}`. What an interval covers is derived on the page of the statistics."""
@@ -43,7 +43,8 @@ def verdict(interval: Interval | None,
     return Verdict.INCONCLUSIVE
 
 
-def difference_interval(a: Float[np.ndarray, "S n"], b: Float[np.ndarray, "T n"], level: float = LEVEL) -> Interval:
+def difference_interval(a: Float[np.ndarray, "S n"], b: Float[np.ndarray, "T n"], level: float = LEVEL
+                        ) -> Interval:
     "Mean of `a` minus mean of `b`: Welch over seeds and images, over images alone where both have one seed."
     (S, n), T = a.shape, len(b)
     if n > 1 and min(S, T) > 1:
@@ -93,7 +94,7 @@ def difference(rows: pd.DataFrame, arrays: Arrays, line: str, reference: str, na
 
 def paired_difference(rows: pd.DataFrame, arrays: Arrays, line: str, reference: str, name: str = "iwae",
                       level: float = LEVEL) -> Interval | None:  # nats; None where no seed has both
-    "The same where a seed of both lines has one decoder, so that seeds are paired: Student's over their differences."
+    "The same where a seed of both lines has one decoder, so that seeds are paired: Student's interval."
     first, second = (values_by_seed(rows, arrays, of, name) for of in (line, reference))
     shared = [seed for seed in first if seed in second]
     if line == reference or not shared:
@@ -104,7 +105,7 @@ def paired_difference(rows: pd.DataFrame, arrays: Arrays, line: str, reference: 
     return Interval(float(d.mean()), low, high, level)
 
 
-def best_and_ties(rows: pd.DataFrame, arrays: Arrays, name: str = "iwae"  # a column of the rows, and of the arrays
+def best_and_ties(rows: pd.DataFrame, arrays: Arrays, name: str = "iwae"  # a column, and numbers of images
                   ) -> list[str]:                                         # the best first
     "The line with the highest mean, and those that are not significantly lower."
     means = rows.groupby("line", sort=False)[name].mean().dropna()
