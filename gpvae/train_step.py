@@ -60,6 +60,7 @@ class TrainConfig:
             require(0 < v < math.inf, f"{name} is {v}: it must be positive and finite")
         for name, v in others.items():
             require(0 <= v < math.inf, f"{name} is {v}: it must be at least 0 and finite")
+        require(self.lr_factor <= 1, f"lr_factor is {self.lr_factor}: it must be at most 1")
         require(self.dreams < 1, f"dreams is {self.dreams}: their share must be below 1")
         choose("schedule", self.schedule, SCHEDULES)
         fits = self.schedule == "milestones" or not self.milestones

@@ -204,7 +204,8 @@ def check_kind(key: str, value: object, default: object) -> None:
         fits |= not truth and isinstance(value, (int, float) if kind is float else many)
     for number in value if isinstance(value, (tuple, list)) else (value,):
         fits &= not isinstance(number, (int, float)) or abs(number) < 2**63  # infinity and NaN are none
-        fits &= key != "milestones" or isinstance(number, (int, float))
+        item = get_args(declared)[0] if get_origin(declared) is tuple else object
+        fits &= isinstance(number, (int, float) if item is float else item)
     require(fits, f"setting {key}={value!r}: expected something like {100 if default is None else default!r}")
 
 
