@@ -240,7 +240,7 @@ def test_a_failure_is_printed_and_the_rest_is_shown(tmp_path, runs, capsys, monk
     start = launch.Launcher.start
 
     def break_one(self, config, shown):
-        return start(self, config if config.method == "vae" else resolve(config.spec.change(lr=1e30)), shown)
+        return start(self, config if config.method == "vae" else resolve(config.spec.change(lr=1e18)), shown)
 
     monkeypatch.setattr(launch.Launcher, "start", break_one)
     words = ["--methods", "vae", "gpvae", "--z-dims", "2", *SET, "--device", "cpu", "--quiet"]

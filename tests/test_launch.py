@@ -23,7 +23,7 @@ from gpvae.training import load_checkpoint
 TINY = dict(epochs=2, hidden=(8,), n_train=100, n_valid=20, n_test=60, k=2)
 VAE = RunSpec("digits", "vae", 2, 0, "smoke", settings=TINY)
 GPVAE = RunSpec("digits", "gpvae", 2, 0, "smoke", settings=TINY)
-FAILS = VAE.change(lr=1e30)
+FAILS = VAE.change(lr=1e18)
 REFIT = refit_of(VAE, epochs=1)
 STEPPED = REFIT.change(natural_step=0.5)
 
