@@ -385,14 +385,14 @@ def test_nan_stops_naming_step_and_term_and_keeps_the_last_good_checkpoint(tmp_p
 
 def test_a_huge_step_size_stops():
     with pytest.raises(NonFinite, match=r"step \d+: "):
-        fit(dataclasses.replace(CONFIG, lr=1e18), n=65)
+        fit(dataclasses.replace(CONFIG, lr=1e30), n=65)
 
 
 @pytest.mark.parametrize("n", [16, 65])
 def test_a_huge_step_size_leaves_no_bad_checkpoint(tmp_path, n):
     path = tmp_path / "checkpoint.safetensors"
     with pytest.raises(NonFinite):
-        fit(dataclasses.replace(CONFIG, lr=1e18), n=n, path=path)  # 16: one step an epoch
+        fit(dataclasses.replace(CONFIG, lr=1e30), n=n, path=path)  # 16: one step an epoch
     if path.exists():
         progress = load_checkpoint(path)[1]
         assert all(math.isfinite(h["valid_elbo"]) for h in progress["history"])
