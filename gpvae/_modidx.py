@@ -665,7 +665,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'gpvae.statistics.bootstrap_interval': ('statistics.html#bootstrap_interval', 'gpvae/statistics.py'),
                                   'gpvae.statistics.correlation_interval': ('statistics.html#correlation_interval', 'gpvae/statistics.py'),
                                   'gpvae.statistics.difference_interval': ('statistics.html#difference_interval', 'gpvae/statistics.py'),
-                                  'gpvae.statistics.interval': ('statistics.html#interval', 'gpvae/statistics.py'),
                                   'gpvae.statistics.may_pool': ('statistics.html#may_pool', 'gpvae/statistics.py'),
                                   'gpvae.statistics.mean_and_error': ('statistics.html#mean_and_error', 'gpvae/statistics.py'),
                                   'gpvae.statistics.mean_error': ('statistics.html#mean_error', 'gpvae/statistics.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mean_and_error', 'mean_error', 'spread', 'Interval', 'text_interval', 'bootstrap_draws', 'bootstrap', 'mean_interval',
            'may_pool', 'difference_interval', 'spearman', 'partial_correlation', 'correlation_interval', 'auroc',
-           'bootstrap_interval', 'seed_interval', 'interval']
+           'bootstrap_interval', 'seed_interval']
 
 # %% ../nbs/07_statistics.ipynb #3843cea8
 import math
@@ -194,10 +194,3 @@ def seed_interval(d: Float[np.ndarray, "seeds n"], # paired differences
     else: freedom, variance = S - 1, d.mean(1).var(ddof=1)
     half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance / S + d.mean(0).var(ddof=1) / n)
     return float(d.mean() - half), float(d.mean() + half)
-
-def interval(d: Float[np.ndarray, "seeds n"]|None,
-             of: Callable[[np.ndarray], tuple[float, float]] = bootstrap_interval # or `seed_interval`
-            ) -> str:
-    "Mean difference with its interval, signed; empty where there is none."
-    if d is None or (of is seed_interval and len(d) < 2): return ""
-    return text_interval((d.mean(), *of(d)))

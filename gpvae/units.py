@@ -39,7 +39,7 @@ def watched(module: nn.Module) -> Iterator[dict]:
 def dead_and_saturated(extremes: dict, # as `watched` gives them
                        eps: float = 1e-3
                       ) -> tuple[float, float]: # shares of the units; NaN where there are none
-    "The shares of @eq-dead."
+    "The shares of the equation above."
     if not extremes: return math.nan, math.nan
     low, high = (torch.cat(parts) for parts in zip(*extremes.values()))
     dead = torch.maximum(low.abs(), high.abs()) <= eps

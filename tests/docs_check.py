@@ -101,6 +101,8 @@ def heading(nb):
 
 def mixed_cells(nb):
     "nbdev runs the cells with imports to document a page, and skips the others: what they define is missing."
+    if nb["cells"] and any("hide-input" in c.get("metadata", {}).get("tags", []) for c in nb["cells"]):
+        return []  # a page of results exports nothing
     return [f"cell {i} mixes imports with other code" for i, text, _ in cells(nb, "code") if mixed(text)]
 
 
