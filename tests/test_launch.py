@@ -146,7 +146,7 @@ def test_wrong_numbers_are_refused_before_anything_starts(tmp_path, monkeypatch)
     monkeypatch.setattr(Launcher, "start", lambda *args: pytest.fail("a run has started"))
     for more, message in ((dict(jobs=0), "jobs is 0"), (dict(device="cudo"), "did you mean 'cuda'")):
         with pytest.raises(InputError, match=message):
-            finish(study_of(vae=VAE), Store(tmp_path), tmp_path, bar=False, **more)
+            finish(study_of(vae=VAE), Store(tmp_path / "out"), tmp_path, bar=False, **more)
     with pytest.raises(InputError, match="epochs is 0"):
         finish(study_of(vae=VAE, bad=VAE.change(epochs=0)), Store(tmp_path / "out"), tmp_path, bar=False)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from IPython.utils.capture import capture_output
 
-from gpvae.study import figures, report
+from gpvae.study import report
 from gpvae.study.report import TEMPLATES, drop_dead_links, note, page_name, render, section, table
 from gpvae.study.run import run
 from gpvae.study.store import Store
@@ -100,8 +100,7 @@ def test_prose_of_the_template_is_plain():
 def execute(monkeypatch, **parameters):
     "Run the cells of the template here: what they print and display."
     shown = []
-    for module in (report, figures):
-        monkeypatch.setattr(module, "display", lambda *contents: shown.extend(contents))
+    monkeypatch.setattr("IPython.display.display", lambda *contents: shown.extend(contents))
     names = {}
     with capture_output() as captured:
         for cell in nbformat.read(TEMPLATES / "reproduce.ipynb", as_version=4).cells:
@@ -143,7 +142,7 @@ def test_a_study_file_is_the_one_parameter(monkeypatch, study, store, tmp_path):
 
 def test_a_section_without_content_leaves_nothing(monkeypatch):
     shown = []
-    monkeypatch.setattr(report, "display", lambda *contents: shown.extend(contents))
+    monkeypatch.setattr("IPython.display.display", lambda *contents: shown.extend(contents))
     section("## Nothing", table(pd.DataFrame()), note(""))
     assert not shown
     section("## Some", note("text"), None)

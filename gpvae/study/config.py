@@ -206,6 +206,7 @@ def check_kind(key: str, value: object, default: object) -> None:
         fits &= not isinstance(number, (int, float)) or abs(number) < 2**63  # infinity and NaN are none
         item = get_args(declared)[0] if get_origin(declared) is tuple else object
         fits &= isinstance(number, (int, float) if item is float else item)
+        fits &= number is value or not isinstance(number, bool)
     require(fits, f"setting {key}={value!r}: expected something like {100 if default is None else default!r}")
 
 
@@ -291,7 +292,8 @@ def resolve(spec: RunSpec, data: ImageSet | None = None  # the whole image set, 
     parent = None if spec.parent is None else resolve_parent(spec, budget.model, data)
     data = load(spec.dataset) if data is None else data
     likelihood = spec.likelihood or data.choice.likelihood
-    binarisation = spec.binarisation or (data.choice.binarisation if likelihood == "bernoulli" else "none")
+    usual = data.choice.binarisation if likelihood == "bernoulli" else "none"
+    binarisation = usual if spec.binarisation is None else spec.binarisation
     check_binarisation(data, binarisation)
     require(likelihood != "bernoulli" or binarisation != "none", "a bernoulli likelihood needs binary pixels: "
             "choose binarisation static, fixed or stochastic, or a gaussian likelihood")
@@ -326,14 +328,19 @@ def resolve_parent(spec: RunSpec, model: ModelConfig, data: ImageSet | None) -> 
 
 
 def resolve_all(specs: Iterable[RunSpec]) -> list[RunConfig]:
-    "Resolve specifications, reading each image set once."
+    "Resolve specifications, reading each image set once; a method that refuses its options does so now."
     loaded: dict[str, ImageSet] = {}
-    configs = []
+    configs, built = [], set()
     for spec in specs:
         if spec.dataset not in loaded:
             merge_settings(spec)  # what is wrong with the words comes before what is wrong with the images
             loaded[spec.dataset] = load(spec.dataset)
-        configs.append(resolve(spec, loaded[spec.dataset]))
+        config = resolve(spec, loaded[spec.dataset])
+        kind = (config.method, *sorted(config.options.items()))
+        if kind not in built:
+            built.add(kind)
+            build_model(config)
+        configs.append(config)
     return configs
 
 

@@ -144,9 +144,9 @@ def finish(study: Study, store: Store,
            folders: bool = False            # as for `missing`
            ) -> list[Failure]:
     "Train what is missing, time it, and keep the rows; a failure stops none but the runs that begin with it."
-    check_start(store, jobs, device)
     runs, failures, futures = runs_root(runs), [], {}
     todo = missing(study, store, runs, folders)
+    check_start(store, jobs, device)
     keeper = Keeper(study, store, runs)
     keeper.keep()
     several = len(todo) > 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gpvae.checks import InputError, choose, require
+from gpvae.checks import InputError, check_kinds, choose, require
 from gpvae.files import read_json, write_json
 from gpvae.sources import CHOICES
 from gpvae.study.config import BUDGETS, RunSpec, merge_settings, parse_setting, refit_of
@@ -325,9 +325,11 @@ def parse_study(study: str = "", dataset: str = "", budget: str = "", methods: s
 def whole_number(name: str, value: object) -> int:
     "A whole number, from words too."
     try:
-        return int(json.loads(str(value)))
-    except (ValueError, TypeError):
-        raise InputError(f"{name} is {value!r}: it must be a whole number") from None
+        number = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        number = value
+    check_kinds(int, **{name: number})
+    return int(number)
 
 
 assert set(DEFAULTS) == set(BUDGETS)
