@@ -34,9 +34,8 @@ def main(words: list[str]) -> int:  # exit status
             )
         if any(part.startswith((".", "_")) for part in ROOT.parts):
             print(f"{ROOT} lies in a hidden folder: nbdev sees no notebooks there, in the copy it does")
-        return subprocess.run(
-            [sys.executable, *words], cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}
-        ).returncode
+        return subprocess.run([sys.executable, *words], cwd=copy,
+                              env=os.environ | {"PYTHONPATH": str(copy)}).returncode
 
 
 if __name__ == "__main__":

@@ -25,24 +25,8 @@ LINK = re.compile(r"\]\((?!\w+:|//)([^)\s#]*)(#[^)\s]+)?[^)]*\)"
                   r"|<a\s[^>]*href=[\"'](?!\w+:|//)([^\"'#]*)(#[^\"']+)?")
 REMOTE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)\s*=\s*[\"']?(?:https?:)?//[^\"'\s>]*"
                     r"|!\[[^\]]*\]\(https?://[^)\s]*|@import\b[^;]*https?://|url\(\s*[\"']?https?://", re.I)
-TEXT = {
-    ".py",
-    ".md",
-    ".ipynb",
-    ".yml",
-    ".toml",
-    ".cff",
-    ".ini",
-    ".txt",
-    ".csv",
-    ".json",
-    ".mplstyle",
-    ".css",
-    ".scss",
-    ".html",
-    ".svg",
-    "",
-}
+TEXT = {".py", ".md", ".ipynb", ".yml", ".toml", ".cff", ".ini", ".txt", ".csv", ".json", ".mplstyle", ".css",
+        ".scss", ".html", ".svg", ""}
 
 
 # One page: a notebook as JSON.
@@ -71,9 +55,8 @@ def outputs(nb):
 
 def texts(nb, *kinds):
     "(cell, text) of the Markdown cells and of the outputs that a page shows as text."
-    shown = [
-        (i, "".join(o["data"][kind])) for i, o in outputs(nb) for kind in kinds if kind in o.get("data", {})
-    ]
+    shown = [(i, "".join(o["data"][kind])) for i, o in outputs(nb)
+             for kind in kinds if kind in o.get("data", {})]
     return [(i, text) for i, text, _ in cells(nb, "markdown")] + shown
 
 
@@ -116,12 +99,8 @@ def mixed(text):
 
 def raw_references(nb):
     "Quarto resolves no reference in source: signatures, comments and docstrings show it as it stands."
-    return [
-        f"cell {i} exports the raw reference @{name}: name the equation in words"
-        for i, text, _ in cells(nb, "code")
-        if EXPORTED.search(text)
-        for name in sorted(set(REFERRED.findall(text)))
-    ]
+    return [f"cell {i} exports the raw reference @{name}: name the equation in words" for i, text, _
+            in cells(nb, "code") if EXPORTED.search(text) for name in sorted(set(REFERRED.findall(text)))]
 
 
 def raw_boxes(nb):
@@ -131,9 +110,8 @@ def raw_boxes(nb):
 
 
 def bad_outputs(nb):
-    errors = [
-        f"cell {i} holds an error: {o.get('ename')}" for i, o in outputs(nb) if o["output_type"] == "error"
-    ]
+    errors = [f"cell {i} holds an error: {o.get('ename')}"
+              for i, o in outputs(nb) if o["output_type"] == "error"]
     return errors + [f"cell {i} wrote to stderr: {''.join(o['text']).strip()[:80]!r}"
                      for i, o in outputs(nb) if o.get("name") == "stderr"]
 
@@ -152,9 +130,8 @@ def silent_figures(nb):
     several."""
     faults = []
     for i, text, cell in cells(nb, "code"):
-        pictures = sum(
-            any(k.startswith("image/") for k in o.get("data", {})) for o in cell.get("outputs", [])
-        )
+        pictures = sum(any(k.startswith("image/") for k in o.get("data", {}))
+                       for o in cell.get("outputs", []))
         options = "\n".join(line[2:].removeprefix(" ") for line in text.splitlines() if line.startswith("#|"))
         alt = re.search(r"^fig-alt:(?:.*)(?:\n[ -].*)*", options, re.M)
         alt = yaml.safe_load(alt[0])["fig-alt"] if alt else []
@@ -178,9 +155,8 @@ def template(nb):
 
 def exporting(nb):
     "A page of results that exports would overwrite a module."
-    return [
-        f"cell {i} has an exporting directive" for i, text, _ in cells(nb, "code") if EXPORTED.search(text)
-    ]
+    return [f"cell {i} has an exporting directive"
+            for i, text, _ in cells(nb, "code") if EXPORTED.search(text)]
 
 
 PAGE = (heading, mixed_cells, raw_references, bad_outputs, remote, silent_figures)
@@ -227,35 +203,20 @@ def collisions(nb):
     shown = ["".join(o.get("data", {}).get("text/markdown", "")) for i, o in outputs(nb)
              if "show_doc" in source(nb["cells"][i])]
     documented = {slug(name) for name in re.findall(r"^### ([\w.]+)$", "\n".join(shown), flags=re.M)}
-    return [
-        f"{n} headings share the anchor #{anchor}"
-        for anchor, n in Counter(map(slug, headings(nb))).items()
-        if n > 1 and anchor in documented
-    ]
+    return [f"{n} headings share the anchor #{anchor}"
+            for anchor, n in Counter(map(slug, headings(nb))).items() if n > 1 and anchor in documented]
 
 
 def undocumented(nb):
     "What the site would show or load although `make_site.finish` is there to prevent it."
     shown = [(i, "".join(o.get("data", {}).get("text/markdown", "")), o) for i, o in outputs(nb)]
-    return (
-        [
-            f"cell {i} has an HTML output: Quarto adds remote scripts"
-            for i, _, o in shown
-            if "text/html" in o.get("data", {})
-        ]
-        + [
-            f"cell {i} documents `*args, **kwargs`, which says nothing"
-            for i, text, _ in shown
-            if re.search(r"\(\n\s*\*args, \*\*kwargs\n\)", text)
-        ]
-        + [
-            f"cell {i} documents {name} without a docstring"
-            for i, text, _ in shown
-            if "show_doc" in source(nb["cells"][i])
-            for name in re.findall(r"^### ([\w.]+)$", text, flags=re.M)
-            if not re.search(r"^\*[^*\s]", text, re.M)
-        ]
-    )
+    return ([f"cell {i} has an HTML output: Quarto adds remote scripts"
+             for i, _, o in shown if "text/html" in o.get("data", {})]
+            + [f"cell {i} documents `*args, **kwargs`, which says nothing"
+               for i, text, _ in shown if re.search(r"\(\n\s*\*args, \*\*kwargs\n\)", text)]
+            + [f"cell {i} documents {name} without a docstring" for i, text, _ in shown if "show_doc"
+               in source(nb["cells"][i]) for name
+               in re.findall(r"^### ([\w.]+)$", text, flags=re.M) if not re.search(r"^\*[^*\s]", text, re.M)])
 
 
 def lost_lines(nb):
@@ -266,12 +227,9 @@ def lost_lines(nb):
 
 def nested_links(nb):
     "A link inside a link is none, and private names have no place to link to."
-    return [
-        f"cell {i} has a link that nbdev spoilt: {hit[0][:80]}"
-        for i, text in texts(nb, "text/markdown")
-        for pattern in (make_site.NESTED_LINK, make_site.PRIVATE_LINK)
-        if (hit := pattern.search(prose(text)))
-    ]
+    return [f"cell {i} has a link that nbdev spoilt: {hit[0][:80]}" for i, text in texts(nb, "text/markdown")
+            for pattern in (make_site.NESTED_LINK, make_site.PRIVATE_LINK)
+            if (hit := pattern.search(prose(text)))]
 
 
 PROCESSED = (bad_outputs, fences, references, collisions, undocumented, lost_lines, nested_links)
@@ -321,16 +279,12 @@ def check_sidebar(config, pages):
     what they say."""
     named, shown = list(entries(config["website"]["sidebar"]["contents"])), rendered(config, pages)
     patterns = config["project"].get("render", [])
-    return (
-        [f"_quarto.yml: the sidebar names {t}, which is no page of the site" for t in named if t not in shown]
-        + [f"_quarto.yml: the sidebar names {t} {n} times" for t, n in Counter(named).items() if n > 1]
-        + [
-            f"_quarto.yml: Quarto leaves {p} out in every folder: write `!/`"
-            for p in patterns
-            if re.match(r"!(?!/)", p)
-        ]
-        + [f"{p}: not in the sidebar, nor left out by `!/{p}`" for p in shown if p not in named]
-    )
+    return ([f"_quarto.yml: the sidebar names {t}, which is no page of the site"
+             for t in named if t not in shown]
+            + [f"_quarto.yml: the sidebar names {t} {n} times" for t, n in Counter(named).items() if n > 1]
+            + [f"_quarto.yml: Quarto leaves {p} out in every folder: write `!/`"
+               for p in patterns if re.match(r"!(?!/)", p)]
+            + [f"{p}: not in the sidebar, nor left out by `!/{p}`" for p in shown if p not in named])
 
 
 def check_names(nbs, pages):
@@ -405,9 +359,8 @@ def check_links(nbs, path, places, files=()):
 
 def tracked(root):
     "The files that are part of the project: git's, with new ones that it does not ignore."
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True
-    )
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True,
+                            text=True)
     if listed.returncode:
         names = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
         return [n for n in names if not re.search(r"(^|/)(\.\w|_proc|__pycache__)", n)]
@@ -417,9 +370,8 @@ def tracked(root):
 def machine_paths(root):
     "Folders that only exist here: homes, the kernel's files, and where this checkout lies."
     own = {str(p) + "/" for p in (root.resolve(), root.resolve().parent)} - {"/", tempfile.gettempdir() + "/"}
-    return re.compile(
-        r"(?<![\w.$}])(?:/(?:root|home)/|/tmp/ipyker[n]el|" + "|".join(map(re.escape, sorted(own))) + ")"
-    )
+    return re.compile(r"(?<![\w.$}])(?:/(?:root|home)/|/tmp/ipyker[n]el|"
+                      + "|".join(map(re.escape, sorted(own))) + ")")
 
 
 def check_files(root, names):
@@ -442,16 +394,12 @@ def check_api(root):
     if not page.exists():
         return []
     shell, nb = CaptureShell(page.parent), read(page)
-    kept = "".join(
-        "".join(o["data"]["text/markdown"]) for _, o in outputs(nb) if "text/markdown" in o.get("data", {})
-    )
+    kept = "".join("".join(o["data"]["text/markdown"])
+                   for _, o in outputs(nb) if "text/markdown" in o.get("data", {}))
     made = [o for _, text, _ in cells(nb, "code") for o in shell.run(text)]
     now = "".join("".join(o["data"]["text/markdown"]) for o in made if "text/markdown" in o.get("data", {}))
-    return (
-        []
-        if kept.strip() == now.strip()
-        else ["api.ipynb: its table is not what the package exports: execute the page"]
-    )
+    return ([] if kept.strip() == now.strip()
+            else ["api.ipynb: its table is not what the package exports: execute the page"])
 
 
 def check(root, proc=make_site.process):
@@ -472,9 +420,8 @@ def check(root, proc=make_site.process):
     there = [p for p in shown if (done / p).exists()]
     places = {name: anchors(read(done / p)) for p in there for name in (p, html_name(p))}
     for p in there:
-        faults += [
-            f"{p}: {f}" for f in check_processed(done / p) + check_links(done, done / p, places, inside)
-        ]
+        faults += [f"{p}: {f}"
+                   for f in check_processed(done / p) + check_links(done, done / p, places, inside)]
     print(f"{len(pages)} pages, {len(files)} files checked")
     return faults + [f"{p}: nbdev did not process it" for p in shown if p not in there]
 

@@ -23,9 +23,8 @@ def main(names: list[str]) -> None:
     for name in names or studies:
         study = studies[name]()
         results = study.results(store)
-        templates = (
-            {"claims": results.rows} if name == "claims" else {"reproduce": results.rows, "gap": results.gaps}
-        )
+        templates = ({"claims": results.rows} if name == "claims"
+                     else {"reproduce": results.rows, "gap": results.gaps})
         for template, rows in templates.items():
             if len(rows):
                 page = render(study, store, template=template)

@@ -22,11 +22,8 @@ def shown(cell):
     if cell.cell_type == "markdown":
         cell.source = local_links(source)
         return cell
-    cell.source = (
-        ""
-        if re.search(r"^#\|\s*echo:\s*false", source, re.M)
-        else re.sub(r"^#\|.*\n?", "", source, flags=re.M)
-    )
+    cell.source = ("" if re.search(r"^#\|\s*echo:\s*false", source, re.M)
+                   else re.sub(r"^#\|.*\n?", "", source, flags=re.M))
     drawn = [o for o in cell.outputs if "image/png" in o.get("data", {})]
     if drawn:
         return picture(source)

@@ -44,9 +44,8 @@ def process(root=ROOT):
     refresh_quarto_yml()
     proc = Path(proc_nbs(force=True, n_workers=2))
     settings = root / "nbs/nbdev.yml"  # written by refresh_quarto_yml
-    settings.write_text(
-        with_host(settings.read_text(encoding="utf-8"), os.environ.get(HOST)), encoding="utf-8"
-    )
+    settings.write_text(with_host(settings.read_text(encoding="utf-8"), os.environ.get(HOST)),
+                        encoding="utf-8")
     shutil.copy2(settings, proc)
     for page in sorted(p for p in proc.rglob("*.ipynb") if (root / "nbs" / p.relative_to(proc)).exists()):
         finish_file(page, root / "nbs" / page.relative_to(proc), page.relative_to(proc).as_posix(), proc)
@@ -161,9 +160,7 @@ def one_header(html):
     "pandas gives the name of the index a header row of its own, empty but for that name."
     rows = re.match(
         r"(.*?<thead>\s*<tr[^>]*>\s*<th>)(</th>.*?</tr>)\s*<tr>\s*<th>([^<]*)</th>(?:\s*<th></th>)*\s*</tr>"
-        r"(\s*</thead>.*)",
-        html,
-        flags=re.S,
+        r"(\s*</thead>.*)", html, flags=re.S
     )
     return html if rows is None else rows[1] + rows[3] + rows[2] + rows[4]
 
@@ -173,10 +170,8 @@ def drawn_width(png):
     dots = png.find(b"pHYs")
     if png[:8] != b"\x89PNG\r\n\x1a\n" or dots < 0:
         return None
-    width, per_inch = (
-        struct.unpack(">I", png[16:20])[0],
-        struct.unpack(">I", png[dots + 4 : dots + 8])[0] * 0.0254,
-    )
+    width, per_inch = (struct.unpack(">I", png[16:20])[0],
+                       struct.unpack(">I", png[dots + 4 : dots + 8])[0] * 0.0254)
     return round(width * 100 / per_inch) if per_inch > 101 else None
 
 
@@ -213,8 +208,7 @@ def tuples_of(text):
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
     return {node.name: [f"{ast.unparse(f)}, {comments.get(f.end_lineno, '')}".rstrip()
-                        for f in node.body if isinstance(f, ast.AnnAssign)]
-            for node in ast.parse(text).body
+                        for f in node.body if isinstance(f, ast.AnnAssign)] for node in ast.parse(text).body
             if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "NamedTuple" for b in node.bases)}
 
 
@@ -268,9 +262,8 @@ def html_name(page):
 def known_lines(notebook):
     "Every line of a processed page, its outputs too."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    texts = [source(c) for c in cells] + [
-        "".join(o.get("data", {}).get("text/markdown", "")) for c in cells for o in c.get("outputs", [])
-    ]
+    texts = [source(c) for c in cells] + ["".join(o.get("data", {}).get("text/markdown", "")) for c in cells
+                                          for o in c.get("outputs", [])]
     return {line.strip() for text in texts for line in text.splitlines()} | {""}
 
 

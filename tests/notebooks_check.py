@@ -15,9 +15,8 @@ SLOWEST = 5  # pages that are named at the end
 
 def times(output):
     "Seconds of each page, from the lines `name.ipynb: 3 secs` that `--timing` prints."
-    return {
-        name: int(seconds) for name, seconds in re.findall(r"^(\S+\.ipynb): (\d+) secs$", output, flags=re.M)
-    }
+    return {name: int(seconds)
+            for name, seconds in re.findall(r"^(\S+\.ipynb): (\d+) secs$", output, flags=re.M)}
 
 
 def summary(seconds, took):
@@ -32,9 +31,8 @@ def shown(command, limit):
     """Run a command, show what it says while it says it, and stop it after `limit` seconds; its output and
     exit status."""
     lines = []
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
         clock = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL)) # its workers too
         clock.start()
         for line in process.stdout:

@@ -17,12 +17,8 @@ SKIP = {"__pycache__", ".ipynb_checkpoints", "nbdev.yml"}
 
 def state(root):
     "The hash of every file that nbdev may write."
-    files = (
-        p
-        for top in ("gpvae", "nbs")
-        for p in sorted((root / top).rglob("*"))
-        if p.is_file() and not SKIP & set(p.parts)
-    )
+    files = (p for top in ("gpvae", "nbs")
+             for p in sorted((root / top).rglob("*")) if p.is_file() and not SKIP & set(p.parts))
     return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -56,9 +52,8 @@ def main():
     if not any(name.endswith(".ipynb") for name in after):
         sys.exit("nbs has no notebook: nothing was compared")
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    faults = [
-        f"{name} changed under `nbdev_clean && nbdev_export`: commit the result" for name in changed
-    ] + orphans(ROOT)
+    faults = [f"{name} changed under `nbdev_clean && nbdev_export`: commit the result"
+              for name in changed] + orphans(ROOT)
     if faults:
         sys.exit("\n".join(faults))
     make_readme.main(check=True)

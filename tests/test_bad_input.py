@@ -136,10 +136,8 @@ def test_exit_status_of_the_commands(tmp_path):
     command = [sys.executable, "-m", "gpvae.study.cli", "run", "--dataset", "digitz"]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.iterdir())
-    assert (
-        done.stderr.startswith("gpvae run: data set 'digitz' is unknown: did you mean 'digits'?")
-        and done.stderr.count("\n") == 1
-    )
+    assert (done.stderr.startswith("gpvae run: data set 'digitz' is unknown: did you mean 'digits'?")
+            and done.stderr.count("\n") == 1)
 
 
 # --- files of images ------------------------------------------------------------------------------
@@ -157,32 +155,28 @@ def sizes():
 
 def arrays(kind):
     train, test = pixels(120), pixels(30)
-    return {
-        "float pixels": dict(x_train=train / 255, x_test=test),
-        "two sizes": dict(x_train=train, x_test=pixels(30, 6)),
-        "two sizes in a split": dict(x_train=sizes(), x_test=test),
-        "empty split": dict(x_train=train, x_test=test[:0]),
-        "no training images": dict(x_train=train[:0], x_test=test),
-        "one image": dict(x_train=train[:1], x_test=test),
-        "no test images": dict(x_train=train),
-        "no channel axis": dict(x_train=train[..., 0], x_test=test[..., 0]),
-        "channels first": dict(x_train=train.transpose(0, 3, 1, 2), x_test=test.transpose(0, 3, 1, 2)),
-        "labels": dict(x_train=train, x_test=test, y_train=np.arange(3)),
-    }[kind]
+    return {"float pixels": dict(x_train=train / 255, x_test=test),
+            "two sizes": dict(x_train=train, x_test=pixels(30, 6)),
+            "two sizes in a split": dict(x_train=sizes(), x_test=test),
+            "empty split": dict(x_train=train, x_test=test[:0]),
+            "no training images": dict(x_train=train[:0], x_test=test),
+            "one image": dict(x_train=train[:1], x_test=test),
+            "no test images": dict(x_train=train),
+            "no channel axis": dict(x_train=train[..., 0], x_test=test[..., 0]),
+            "channels first": dict(x_train=train.transpose(0, 3, 1, 2), x_test=test.transpose(0, 3, 1, 2)),
+            "labels": dict(x_train=train, x_test=test, y_train=np.arange(3))}[kind]
 
 
-FILES = {
-    "float pixels": "x_train of {} is float64: pixels must be uint8, 0…255",
-    "two sizes": "x_test of {} has images [6, 6, 1], x_train [8, 8, 1]: they must have one size",
-    "two sizes in a split": "{} holds arrays of objects: all images must have one size",
-    "empty split": "x_test of {} is empty: every split needs at least one image",
-    "no training images": "x_train of {} is empty: every split needs at least one image",
-    "one image": "one image: without x_valid it needs at least two",
-    "no test images": "{} has no x_test: it must hold x_train and x_test",
-    "no channel axis": "x_train of {} has shape [120, 8, 8]: it must be [N, H, W, C]",
-    "channels first": "images of {} have 8 channels",
-    "labels": "y_train of {} is int64 [3]: labels must be 120 integers",
-}
+FILES = {"float pixels": "x_train of {} is float64: pixels must be uint8, 0…255",
+         "two sizes": "x_test of {} has images [6, 6, 1], x_train [8, 8, 1]: they must have one size",
+         "two sizes in a split": "{} holds arrays of objects: all images must have one size",
+         "empty split": "x_test of {} is empty: every split needs at least one image",
+         "no training images": "x_train of {} is empty: every split needs at least one image",
+         "one image": "one image: without x_valid it needs at least two",
+         "no test images": "{} has no x_test: it must hold x_train and x_test",
+         "no channel axis": "x_train of {} has shape [120, 8, 8]: it must be [N, H, W, C]",
+         "channels first": "images of {} have 8 channels",
+         "labels": "y_train of {} is int64 [3]: labels must be 120 integers"}
 
 
 @pytest.fixture
@@ -255,15 +249,13 @@ def test_nan_in_the_weights(runs, monkeypatch, value):
         tensors["model.decoder.0.weight"][3, 1] = value
 
     rewrite(path, spoil)
-    assert (
-        again(SPEC, runs) == f"{path}: model.decoder.0.weight holds NaN or infinity: delete it and run again"
-    )
+    assert (again(SPEC, runs)
+            == f"{path}: model.decoder.0.weight holds NaN or infinity: delete it and run again")
 
 
 def test_checkpoint_of_another_spec(runs, monkeypatch):
-    path, other = (
-        stopped(RunSpec(method="vae", seed=seed, settings=SETTINGS), runs, monkeypatch) for seed in (0, 1)
-    )
+    path, other = (stopped(RunSpec(method="vae", seed=seed, settings=SETTINGS), runs, monkeypatch)
+                   for seed in (0, 1))
     path.write_bytes(other.read_bytes())
     message = again(SPEC, runs)
     assert message.startswith(f"{path} is the checkpoint of another training (seed is 0, not 1")
@@ -284,11 +276,8 @@ def test_unwritable_folder(capsys, tmp_path, no_training, where):
     file.write_text("")
     folder = file / "runs" if where == "below a file" else file
     err = refused(capsys, "--runs", str(folder))
-    assert (
-        f"the folder {folder}" in err
-        and "cannot be written" in err
-        and "set GPVAE_RUNS or pass another folder" in err
-    )
+    assert (f"the folder {folder}" in err and "cannot be written" in err
+            and "set GPVAE_RUNS or pass another folder" in err)
 
 
 def test_folder_of_another_process(capsys, runs, no_training):
@@ -296,12 +285,8 @@ def test_folder_of_another_process(capsys, runs, no_training):
     folder.mkdir(parents=True)
     hold = "import filelock, sys\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\n"
     hold += "print('held', flush=True)\nsys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, folder / ".lock"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
+    with subprocess.Popen([sys.executable, "-c", hold, folder / ".lock"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         try:
             err = refused(capsys, "--method", "vae")
@@ -325,9 +310,8 @@ def test_the_lock_is_given_back(capsys, runs, monkeypatch):
 
 def test_loss_that_is_not_finite(capsys, runs):
     err = refused(capsys, "--method", "vae", "--set", "lr=1e18")
-    assert (
-        "gpvae run: step " in err and "the last good checkpoint is kept, try a smaller lr or max_norm" in err
-    )
+    assert ("gpvae run: step " in err
+            and "the last good checkpoint is kept, try a smaller lr or max_norm" in err)
     assert not list(runs.rglob("metrics.json"))
 
 

@@ -1,12 +1,13 @@
-"The claims: one verdict a line, read from its interval; what was not run is said so; unlike rows share no line."
+"""The claims: one verdict a line, read from its interval; what was not run is said so; unlike rows share no
+line."""
 import dataclasses
 
 import numpy as np
 import pytest
 
 from gpvae.files import sha256
-from gpvae.study.claims import (claim_settings, claims_study, count_verdicts, difficulty_claim, likelihood_claim,
-                                rivals, speed_claim)
+from gpvae.study.claims import (claim_settings, claims_study, count_verdicts, difficulty_claim,
+                                likelihood_claim, rivals, speed_claim)
 from gpvae.study.compare import difference
 from gpvae.study.report import render
 from gpvae.study.run import describe_spec
@@ -22,7 +23,8 @@ STUDY = grid("digits", METHODS, (2,), 3)
 
 
 def levels(**changed):
-    return dict.fromkeys(RIVALS, -90.) | {"gpvae": -88.} | {k.replace("_", "-"): v for k, v in changed.items()}
+    return dict.fromkeys(RIVALS, -90.) | {"gpvae": -88.} | {k.replace("_", "-"): v
+                                                            for k, v in changed.items()}
 
 
 def keep(folder, levels, seeds=3, study=STUDY, names=("iwae",), **same):
@@ -33,7 +35,8 @@ def keep(folder, levels, seeds=3, study=STUDY, names=("iwae",), **same):
             continue
         level = levels[spec.method] + 0.1 * (spec.seed - (seeds - 1) / 2)
         run = sha256(spec.text() + str(same))[:12]
-        result = made(spec.method, spec.seed, level, **describe_spec(spec) | dict(run=run, z_dim=spec.z_dim) | same)
+        result = made(spec.method, spec.seed, level,
+                      **describe_spec(spec) | dict(run=run, z_dim=spec.z_dim) | same)
         numbers = {name: np.full(50, level, np.float32) for name in names}
         results.append(dataclasses.replace(result, per_image=numbers))
     store.keep(results)
@@ -44,7 +47,8 @@ def likelihood(store, study=STUDY, **more):
     return likelihood_claim(claim_settings(study, store), **more).set_index("rival")
 
 
-@pytest.mark.parametrize("rival, verdict", [(-90., "supported"), (-86., "contradicted"), (-88., "inconclusive")])
+@pytest.mark.parametrize("rival, verdict",
+                         [(-90., "supported"), (-86., "contradicted"), (-88., "inconclusive")])
 def test_a_line_is_supported_above_its_rival_and_contradicted_below(tmp_path, rival, verdict):
     table = likelihood(keep(tmp_path, levels(sa_4=rival)))
     assert list(table.index) == list(RIVALS) and table.loc["sa-4", "higher"] == verdict
@@ -67,7 +71,8 @@ def test_models_are_judged_by_log_px_where_both_have_it(tmp_path):
     for method, level in (("gpvae", -85.), ("vae", -80.)):
         for row in store.table("runs").query("method == @method").to_dict("records"):
             numbers = {"iwae": np.full(50, row["iwae"]), "log_px": np.full(50, level + 0.1 * row["seed"])}
-            result = made(method, int(row["seed"]), **{k: v for k, v in row.items() if k not in ("method", "seed")})
+            result = made(method, int(row["seed"]),
+                          **{k: v for k, v in row.items() if k not in ("method", "seed")})
             store.keep([dataclasses.replace(result, per_image=numbers)])
     table = likelihood(store)
     assert table.loc["vae", ["of", "higher"]].tolist() == ["log p(x)", "contradicted"]
@@ -99,7 +104,8 @@ def test_each_setting_has_its_lines_and_unlike_rows_share_none(tmp_path):
     sizes = grid("digits", METHODS, (2, 5), 3)
     store = keep(tmp_path, levels(), study=sizes)
     settings = claim_settings(sizes, store)
-    assert list(settings) == ["the digits of scikit-learn, z 2, 1.3k", "the digits of scikit-learn, z 5, 1.3k"]
+    assert list(settings) == ["the digits of scikit-learn, z 2, 1.3k",
+                              "the digits of scikit-learn, z 5, 1.3k"]
     assert len(likelihood_claim(settings)) == 12
     other = grid("digits", ["sa-4"], (2,), 3, settings=dict(lr=0.1))
     store = keep(tmp_path / "other", {m: v for m, v in levels().items() if m != "sa-4"})
@@ -111,7 +117,9 @@ def test_a_setting_has_the_latest_protocol_of_its_own(tmp_path):
     sizes = grid("digits", METHODS, (2, 5), 3)
     keep(tmp_path, levels(), study=grid("digits", METHODS, (2,), 3), protocol=3)
     store = keep(tmp_path, levels(), study=grid("digits", METHODS, (5,), 3), protocol=4)
-    assert [part.rows["protocol"].unique().tolist() for part in claim_settings(sizes, store).values()] == [[3], [4]]
+    assert [part.rows["protocol"].unique().tolist() for part in claim_settings(sizes, store).values()] == [
+        [3], [4]
+    ]
 
 
 def test_rivals_are_the_families_of_the_paper(tmp_path):

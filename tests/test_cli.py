@@ -47,35 +47,32 @@ def refused(capsys, *words):
 
 # --- what is wrong is one line --------------------------------------------------------------------
 
-WRONG_RUN = {
-    "data set": (["--dataset", "digitz"], "data set 'digitz' is unknown: did you mean 'digits'?"),
-    "file": (["--dataset", "/nowhere/my.npz"], "'/nowhere/my.npz': there is no such file"),
-    "method": (["--method", "gpva"], "method 'gpva' is unknown: did you mean 'gpvae'?"),
-    "budget": (["--budget", "smoky"], "budget 'smoky' is unknown: did you mean 'smoke'?"),
-    "likelihood": (["--likelihood", "bernouli"], "did you mean 'bernoulli'?"),
-    "binarisation": (["--binarisation", "statik"], "did you mean 'static'?"),
-    "grey bernoulli": (["--binarisation", "none"], "bernoulli likelihood needs binary pixels"),
-    "no latents": (["--z_dim", "0"], "z_dim is 0"),
-    "too many latents": (["--z_dim", "100000000"], "z_dim is 100000000: choose at most 10000"),
-    "word for latents": (["--z-dim", "x"], "argument --z-dim: invalid int value: 'x'"),
-    "seed": (["--seed", "-1"], "seed is -1"),
-    "endless seed": (["--seed", str(2**63)], f"seed is {2**63}"),
-    "setting": (["--set", "epoch=3"], "'epoch' is unknown: did you mean 'epochs'?"),
-    "no value": (["--set", "epochs"], "--set 'epochs' is not key=value"),
-    "twice": (["--set", "lr=0.1", "--set", "lr=0.2"], "lr is given 2 times"),
-    "too many images": (["--set", "n_train=5000"], "n_train is 5000: digits has 1300 such images"),
-    "kind": (["--set", "epochs=many"], "setting epochs='many': expected something like 100"),
-    "other method": (
-        ["--method", "vae", "--set", "prior_scale=1."],
-        "setting of method vae 'prior_scale' is unknown",
-    ),
-    "device": (["--device", "tpu"], "device 'tpu' is unknown"),
-    "specification": (["--spec", '{"datasets": "digits"}'], "field of a specification 'datasets' is unknown"),
-    "no JSON": (["--spec", "{"], "argument --spec: invalid json_object value: '{'"),
-    "folder": (["--runs", "/proc/nowhere"], "cannot be written"),
-    "option": (["--nonsense"], "unrecognized arguments: --nonsense"),
-    "abbreviation": (["--data", "digits"], "unrecognized arguments: --data"),
-}
+WRONG_RUN = {"data set": (["--dataset", "digitz"], "data set 'digitz' is unknown: did you mean 'digits'?"),
+             "file": (["--dataset", "/nowhere/my.npz"], "'/nowhere/my.npz': there is no such file"),
+             "method": (["--method", "gpva"], "method 'gpva' is unknown: did you mean 'gpvae'?"),
+             "budget": (["--budget", "smoky"], "budget 'smoky' is unknown: did you mean 'smoke'?"),
+             "likelihood": (["--likelihood", "bernouli"], "did you mean 'bernoulli'?"),
+             "binarisation": (["--binarisation", "statik"], "did you mean 'static'?"),
+             "grey bernoulli": (["--binarisation", "none"], "bernoulli likelihood needs binary pixels"),
+             "no latents": (["--z_dim", "0"], "z_dim is 0"),
+             "too many latents": (["--z_dim", "100000000"], "z_dim is 100000000: choose at most 10000"),
+             "word for latents": (["--z-dim", "x"], "argument --z-dim: invalid int value: 'x'"),
+             "seed": (["--seed", "-1"], "seed is -1"),
+             "endless seed": (["--seed", str(2**63)], f"seed is {2**63}"),
+             "setting": (["--set", "epoch=3"], "'epoch' is unknown: did you mean 'epochs'?"),
+             "no value": (["--set", "epochs"], "--set 'epochs' is not key=value"),
+             "twice": (["--set", "lr=0.1", "--set", "lr=0.2"], "lr is given 2 times"),
+             "too many images": (["--set", "n_train=5000"], "n_train is 5000: digits has 1300 such images"),
+             "kind": (["--set", "epochs=many"], "setting epochs='many': expected something like 100"),
+             "other method": (["--method", "vae", "--set", "prior_scale=1."],
+                              "setting of method vae 'prior_scale' is unknown"),
+             "device": (["--device", "tpu"], "device 'tpu' is unknown"),
+             "specification": (["--spec", '{"datasets": "digits"}'],
+                               "field of a specification 'datasets' is unknown"),
+             "no JSON": (["--spec", "{"], "argument --spec: invalid json_object value: '{'"),
+             "folder": (["--runs", "/proc/nowhere"], "cannot be written"),
+             "option": (["--nonsense"], "unrecognized arguments: --nonsense"),
+             "abbreviation": (["--data", "digits"], "unrecognized arguments: --data")}
 
 
 @pytest.mark.parametrize("words, message", WRONG_RUN.values(), ids=WRONG_RUN)
@@ -84,38 +81,28 @@ def test_a_wrong_run_is_one_line(capsys, runs, idle, words, message):
     assert not list(runs.rglob("checkpoint*"))
 
 
-WRONG_STUDY = {
-    "study": (["--study", "sizez"], "study 'sizez' is unknown: did you mean 'sizes'?"),
-    "no file": (["--study", "/nowhere/study.json"], "/nowhere/study.json is missing"),
-    "study and set": (
-        ["--study", "sizes", "--dataset", "mnist"],
-        "study sizes and dataset: give one or the other",
-    ),
-    "method": (["--methods", "vae", "gpvea"], "method 'gpvea' is unknown: did you mean 'gpvae'?"),
-    "budget": (["--budget", "cpuu"], "did you mean 'cpu'?"),
-    "latents": (["--z_dims", "10", "0"], "z_dim is 0"),
-    "word for latents": (["--z-dims", "ten"], "z_dims is 'ten': it must be a whole number"),
-    "no seeds": (["--seeds", "0"], "seeds is 0: choose from 1 to 10000"),
-    "ten million seeds": (["--seeds", "10000000"], "seeds is 10000000: choose from 1 to 10000"),
-    "word for seeds": (["--seeds", "x"], "seeds is 'x': it must be a whole number"),
-    "setting": (["--set", "epoch=3"], "did you mean 'epochs'?"),
-    "option": (["--nonsense", "3"], "unrecognized arguments: --nonsense 3"),
-}
-WRONG_REPRODUCE = {
-    "jobs": (["--jobs", "0"], "jobs is 0: at least one run must be allowed"),
-    "device": (["--device", "cudo"], "device 'cudo' is unknown: did you mean 'cuda'?"),
-    "folder": (["--out", "/proc/nowhere"], "the folder /proc/nowhere cannot be written"),
-}
-WRONG_GAP = {
-    "one image": (["--test", "1"], "test is 1"),
-    "seed": (["--seed", "7"], "seed is 7: digits has no run"),
-    "annealing": (["--temperatures", "0"], "temperatures is 0"),
-}
-CASES = (
-    [("plan", *case) for case in WRONG_STUDY.values()]
-    + [("reproduce", *case) for case in (WRONG_STUDY | WRONG_REPRODUCE).values()]
-    + [("gap", *case) for case in (WRONG_REPRODUCE | WRONG_GAP).values()]
-)
+WRONG_STUDY = {"study": (["--study", "sizez"], "study 'sizez' is unknown: did you mean 'sizes'?"),
+               "no file": (["--study", "/nowhere/study.json"], "/nowhere/study.json is missing"),
+               "study and set": (["--study", "sizes", "--dataset", "mnist"],
+                                 "study sizes and dataset: give one or the other"),
+               "method": (["--methods", "vae", "gpvea"], "method 'gpvea' is unknown: did you mean 'gpvae'?"),
+               "budget": (["--budget", "cpuu"], "did you mean 'cpu'?"),
+               "latents": (["--z_dims", "10", "0"], "z_dim is 0"),
+               "word for latents": (["--z-dims", "ten"], "z_dims is 'ten': it must be a whole number"),
+               "no seeds": (["--seeds", "0"], "seeds is 0: choose from 1 to 10000"),
+               "ten million seeds": (["--seeds", "10000000"], "seeds is 10000000: choose from 1 to 10000"),
+               "word for seeds": (["--seeds", "x"], "seeds is 'x': it must be a whole number"),
+               "setting": (["--set", "epoch=3"], "did you mean 'epochs'?"),
+               "option": (["--nonsense", "3"], "unrecognized arguments: --nonsense 3")}
+WRONG_REPRODUCE = {"jobs": (["--jobs", "0"], "jobs is 0: at least one run must be allowed"),
+                   "device": (["--device", "cudo"], "device 'cudo' is unknown: did you mean 'cuda'?"),
+                   "folder": (["--out", "/proc/nowhere"], "the folder /proc/nowhere cannot be written")}
+WRONG_GAP = {"one image": (["--test", "1"], "test is 1"),
+             "seed": (["--seed", "7"], "seed is 7: digits has no run"),
+             "annealing": (["--temperatures", "0"], "temperatures is 0")}
+CASES = ([("plan", *case) for case in WRONG_STUDY.values()]
+         + [("reproduce", *case) for case in (WRONG_STUDY | WRONG_REPRODUCE).values()]
+         + [("gap", *case) for case in (WRONG_REPRODUCE | WRONG_GAP).values()])
 
 
 @pytest.mark.parametrize("command, words, message", CASES)
@@ -156,10 +143,8 @@ def test_one_run_and_its_refit(capsys, runs):
     folder = Path(row["folder"])
     assert folder.name == row["run"] == resolve(RunSpec("digits", "vae", 2, settings=TINY)).id
     spec = json.dumps(RunSpec("digits", "vae", 2, settings=TINY).to_json())
-    assert (
-        main(["run", "--spec", spec, "--quiet"]) == 0
-        and f"folder          {folder}" in capsys.readouterr().out
-    )
+    assert (main(["run", "--spec", spec, "--quiet"]) == 0
+            and f"folder          {folder}" in capsys.readouterr().out)
     assert main(["refit", row["run"], "--set", "epochs=1", "--device", "cpu", "--quiet"]) == 0
     refit = capsys.readouterr().out.split()
     assert open_run(Path(refit[-1])).row["parent"].startswith("digits vae z=2")
@@ -190,20 +175,8 @@ def page(tmp_path_factory):
         (folder / name).write_text("raise SystemExit('this is not the module')")
     env = os.environ | {"GPVAE_RUNS": str(folder / "runs"), "PYTHONIOENCODING": "ascii"}
     printed = {}
-    gap = [
-        "--test",
-        "8",
-        "--train",
-        "4",
-        "--valid",
-        "8",
-        "--temperatures",
-        "3",
-        "--chains",
-        "2",
-        "--methods",
-        "vae",
-    ]
+    gap = ["--test", "8", "--train", "4", "--valid", "8", "--temperatures", "3", "--chains", "2", "--methods",
+           "vae"]
     for command, more in (("reproduce", ["--methods", "vae", "gpvae"]), ("gap", gap)):
         words = [*GPVAE, command, "--z-dims", "2", *SET, "--device", "cpu", "--quiet", *more]
         printed[command] = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
@@ -265,14 +238,10 @@ def test_own_images_have_a_page_of_their_own(runs, tmp_path, monkeypatch, capsys
 # --- how a command ends ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "error, status, message",
-    [
-        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
-        (cli.Terminated(), 143, "ended; the same command continues"),
-        (FloatingPointError("step 3: the loss\nis inf"), 2, "step 3: the loss is inf"),
-    ],
-)
+@pytest.mark.parametrize("error, status, message",
+                         [(KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+                          (cli.Terminated(), 143, "ended; the same command continues"),
+                          (FloatingPointError("step 3: the loss\nis inf"), 2, "step 3: the loss is inf")])
 @pytest.mark.parametrize("attached", [[], ["--attached"]])
 def test_exit_status(capsys, monkeypatch, error, status, message, attached):
     def fail(*args):
@@ -286,9 +255,8 @@ def test_exit_status(capsys, monkeypatch, error, status, message, attached):
 
 
 def test_a_reader_who_stops_is_no_error():
-    with subprocess.Popen(
-        [*GPVAE, "plan"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([*GPVAE, "plan"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 0
 
@@ -298,9 +266,8 @@ def test_one_thread_unless_the_user_asks_for_more():
     code += "print(os.environ['OMP_NUM_THREADS'])"
     for given, expected in (({}, "1"), ({"OMP_NUM_THREADS": "3"}, "3")):
         env = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")} | given
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True,
+                              check=True)
         assert done.stdout.split()[-1] == expected
 
 
@@ -308,15 +275,11 @@ def test_one_thread_unless_the_user_asks_for_more():
 def test_help_imports_the_standard_library_alone(command):
     code = "import sys\nfrom gpvae.study.cli import main\n"
     code += f"try: main({[*command, '--help']})\nexcept SystemExit: pass\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code + "print(*sys.modules)"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code + "print(*sys.modules)"], capture_output=True,
+                          text=True, check=True)
     modules = set(done.stdout.splitlines()[-1].split())
-    assert {name for name in modules if name.split(".")[0] == "gpvae"} == {
-        "gpvae",
-        "gpvae.study",
-        "gpvae.study.cli",
-    }
+    assert {name for name in modules if name.split(".")[0] == "gpvae"} == {"gpvae", "gpvae.study",
+                                                                           "gpvae.study.cli"}
     assert not {"torch", "numpy", "pandas", "IPython"} & modules and len(modules) < 200
 
 

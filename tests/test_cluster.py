@@ -21,10 +21,8 @@ from gpvae.training import load_checkpoint
 
 SNAKEFILE = Path(__file__).resolve().parents[1] / "gpvae" / "study" / "Snakefile"
 PLUGINS = ("snakemake", "snakemake_executor_plugin_slurm")
-pytestmark = pytest.mark.skipif(
-    not all(map(find_spec, PLUGINS)),
-    reason="Snakemake is not installed: pip install 'gpvae[cluster]' brings it",
-)
+pytestmark = pytest.mark.skipif(not all(map(find_spec, PLUGINS)),
+                                reason="Snakemake is not installed: pip install 'gpvae[cluster]' brings it")
 TINY = dict(epochs=2, hidden=(8,), n_train=100, n_valid=20, n_test=60, k=2)
 
 
@@ -35,34 +33,17 @@ def tiny(method="vae", seed=0, **settings):
 
 VAE, LONG, FAILS = tiny(), tiny("vlae", epochs=400, checkpoint_seconds=0.05), tiny(lr=1e18)
 REFIT = refit_of(VAE, epochs=1)
-EIGHT = {
-    "plain": VAE,
-    "other seed": tiny(seed=1),
-    "process": tiny("gpvae"),
-    "long": LONG,
-    "fails": FAILS,
-    "refit": REFIT,
-    "judged anew": VAE.change(natural_step=0.5),
-    "refit judged anew": REFIT.change(natural_step=0.5),
-}
+EIGHT = {"plain": VAE, "other seed": tiny(seed=1), "process": tiny("gpvae"), "long": LONG, "fails": FAILS,
+         "refit": REFIT, "judged anew": VAE.change(natural_step=0.5),
+         "refit judged anew": REFIT.change(natural_step=0.5)}
 
 
 def workflow(folder, *words, **config):
     "Call Snakemake on study.json in a folder."
-    config = (
-        dict(study="study.json", runs=folder / "runs", out=folder / "out", device="cpu", retries=0) | config
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "-s",
-        SNAKEFILE,
-        "--nolock",
-        *words,
-        "--config",
-        *(f"{key}={value}" for key, value in config.items()),
-    ]
+    config = (dict(study="study.json", runs=folder / "runs", out=folder / "out", device="cpu", retries=0)
+              | config)
+    command = [sys.executable, "-m", "snakemake", "-s", SNAKEFILE, "--nolock", *words, "--config",
+               *(f"{key}={value}" for key, value in config.items())]
     return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True)
 
 
@@ -94,14 +75,10 @@ class Made:
             self.calls.append(workflow(folder, "--cores", 2, "--keep-going").stderr)
             rows = {line: folder / "runs" / resolve(spec).id for line, spec in EIGHT.items()}
             done = {line: row for line, row in rows.items() if is_finished(row)}
-            self.finished.append(
-                {line: (row / "metrics.json").stat().st_mtime_ns for line, row in done.items()}
-            )
-            self.epochs = (
-                self.epochs
-                if self.finished[1:]
-                else len(load_checkpoint(rows["long"] / "checkpoint.safetensors")[1]["history"])
-            )
+            self.finished.append({line: (row / "metrics.json").stat().st_mtime_ns
+                                  for line, row in done.items()})
+            self.epochs = (self.epochs if self.finished[1:]
+                           else len(load_checkpoint(rows["long"] / "checkpoint.safetensors")[1]["history"]))
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +106,10 @@ def test_the_numbers_are_those_of_runs_one_after_the_other(made, tmp_path):
         alone = run(EIGHT[line], tmp_path, "cpu", bar=False)
         job = open_run(made.folder / "runs" / alone.config.id, EIGHT[line])
         unlike = {"train_seconds", "peak_mb", "commit", *TIMES}
-        assert {k: v for k, v in job.row.items() if k not in unlike} == {
-            k: v for k, v in alone.row.items() if k not in unlike
-        }, line
-        weights = [
-            load_checkpoint(root / alone.config.trained.id / "checkpoint.safetensors")[0]
-            for root in (made.folder / "runs", tmp_path)
-        ]
+        assert {k: v for k, v in job.row.items() if k not in unlike} == {k: v for k, v in alone.row.items()
+                                                                         if k not in unlike}, line
+        weights = [load_checkpoint(root / alone.config.trained.id / "checkpoint.safetensors")[0]
+                   for root in (made.folder / "runs", tmp_path)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1]), line
         assert all((job.per_image[name] == values).all() for name, values in alone.per_image.items()), line
 
@@ -145,9 +119,8 @@ def test_the_page_is_a_job_after_all_runs(tmp_path):
     Study("two", "Two runs", (VAE, REFIT), ("vae", "refit"), reference="vae").write(tmp_path / "study.json")
     done = workflow(tmp_path, "--cores", 1)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "two.html").exists() and "step_ms" in (
-        tmp_path / "out" / "runs.csv"
-    ).read_text()
+    assert (tmp_path / "out" / "two.html").exists()
+    assert "step_ms" in (tmp_path / "out" / "runs.csv").read_text()
     again = workflow(tmp_path, "--cores", 1)
     assert again.returncode == 0 and "Nothing to be done" in again.stderr
 
@@ -200,7 +173,6 @@ def test_a_finished_run_has_no_job_and_a_lost_parent_has_one(tmp_path):
     study.write(tmp_path / "study.json")
     run(study.specs[0], tmp_path / "runs", "cpu", bar=False)
     shown = workflow(tmp_path, "--cores", 1, "--dry-run").stdout
-    ids = {
-        name: resolve(spec).id for name, spec in dict(done=study.specs[0], parent=VAE, refit=REFIT).items()
-    }
+    ids = {name: resolve(spec).id
+           for name, spec in dict(done=study.specs[0], parent=VAE, refit=REFIT).items()}
     assert [f"id={ids[name]}" in shown for name in ("done", "parent", "refit")] == [False, True, True]

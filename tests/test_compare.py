@@ -5,48 +5,28 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from gpvae.study.compare import (
-    Interval,
-    Verdict,
-    best_and_ties,
-    difference,
-    difference_interval,
-    paired_difference,
-    rank_correlation,
-    rank_margin,
-    values_by_seed,
-    verdict,
-)
+from gpvae.study.compare import (Interval, Verdict, best_and_ties, difference, difference_interval,
+                                 paired_difference, rank_correlation, rank_margin, values_by_seed, verdict)
 
 IMAGES = np.random.default_rng(0).normal(-90, 20, 500)
 
 
 def made_up(**levels):
     "Rows and numbers of images: line -> nats over the common images, one a seed."
-    rows = [
-        dict(line=line, seed=s, run=f"{line}{s}", iwae=IMAGES.mean() + level)
-        for line, of_line in levels.items()
-        for s, level in enumerate(of_line)
-    ]
-    return pd.DataFrame(rows), {
-        f"{line}{s}": {"iwae": IMAGES + level}
-        for line, of_line in levels.items()
-        for s, level in enumerate(of_line)
-    }
+    rows = [dict(line=line, seed=s, run=f"{line}{s}", iwae=IMAGES.mean() + level)
+            for line, of_line in levels.items() for s, level in enumerate(of_line)]
+    return pd.DataFrame(rows), {f"{line}{s}": {"iwae": IMAGES + level} for line, of_line in levels.items()
+                                for s, level in enumerate(of_line)}
 
 
-@pytest.mark.parametrize(
-    "low, high, above, expected",
-    [
-        (0.1, 0.5, True, Verdict.SUPPORTED),
-        (-0.5, -0.1, True, Verdict.CONTRADICTED),
-        (-0.1, 0.5, True, Verdict.INCONCLUSIVE),
-        (0.1, 0.5, False, Verdict.CONTRADICTED),
-        (-0.5, -0.1, False, Verdict.SUPPORTED),
-        (0.0, 1.0, True, Verdict.INCONCLUSIVE),
-        (np.nan, np.nan, True, Verdict.INCONCLUSIVE),
-    ],
-)
+@pytest.mark.parametrize("low, high, above, expected",
+                         [(0.1, 0.5, True, Verdict.SUPPORTED),
+                          (-0.5, -0.1, True, Verdict.CONTRADICTED),
+                          (-0.1, 0.5, True, Verdict.INCONCLUSIVE),
+                          (0.1, 0.5, False, Verdict.CONTRADICTED),
+                          (-0.5, -0.1, False, Verdict.SUPPORTED),
+                          (0.0, 1.0, True, Verdict.INCONCLUSIVE),
+                          (np.nan, np.nan, True, Verdict.INCONCLUSIVE)])
 def test_a_verdict_is_read_from_the_interval(low, high, above, expected):
     assert verdict(Interval((low + high) / 2, low, high, 0.95), above) is expected
     assert verdict(Interval((low + high) / 2 + 7, low + 7, high + 7, 0.95), above, at=7.0) is expected
@@ -78,11 +58,8 @@ def test_what_was_not_measured_has_no_interval():
     rows, arrays = made_up(vae=(0.0,), gpvae=(1.0, 2.0))
     arrays["gpvae1"] = {}
     assert list(values_by_seed(rows, arrays, "gpvae", "iwae")) == [0]
-    for line, reference, name in (
-        ("gpvae", "vae", "log_px"),
-        ("vae", "vae", "iwae"),
-        ("iaf-4", "vae", "iwae"),
-    ):
+    for line, reference, name in (("gpvae", "vae", "log_px"), ("vae", "vae", "iwae"),
+                                  ("iaf-4", "vae", "iwae")):
         assert difference(rows, arrays, line, reference, name) is None
         assert paired_difference(rows, arrays, line, reference, name) is None
 

@@ -10,19 +10,8 @@ from gpvae.checks import InputError
 from gpvae.data import load
 from gpvae.files import read_json, write_json
 from gpvae.study import config as module
-from gpvae.study.config import (
-    BUDGETS,
-    PROTOCOL,
-    RunSpec,
-    build_model,
-    config_from_json,
-    config_to_json,
-    load_images,
-    parse_setting,
-    refit_of,
-    resolve,
-    resolve_all,
-)
+from gpvae.study.config import (BUDGETS, PROTOCOL, RunSpec, build_model, config_from_json, config_to_json,
+                                load_images, parse_setting, refit_of, resolve, resolve_all)
 from gpvae.study.methods import METHODS, encoder_options
 
 SETTINGS = dict(epochs=3, hidden=(16, 16), n_train=200, n_test=50, k=5, kl_warmup=1)
@@ -36,26 +25,12 @@ def name_of(spec=SPEC, **changes):
 
 
 def test_the_name_covers_specification_pixels_and_protocol(monkeypatch):
-    others = [
-        dict(method="gpvae"),
-        dict(z_dim=5),
-        dict(seed=1),
-        dict(budget="cpu"),
-        dict(likelihood="gaussian"),
-        dict(binarisation="stochastic"),
-        dict(settings={}),
-        dict(parent=SPEC),
-    ]
-    others += [
-        dict(settings=SETTINGS | s)
-        for s in (
-            dict(lr=0.1),
-            dict(precision="bfloat16"),
-            dict(n_train=100),
-            dict(natural_step=0.5),
-            dict(n_valid=100),
-        )
-    ]
+    others = [dict(method="gpvae"), dict(z_dim=5), dict(seed=1), dict(budget="cpu"),
+              dict(likelihood="gaussian"), dict(binarisation="stochastic"), dict(settings={}),
+              dict(parent=SPEC)]
+    others += [dict(settings=SETTINGS | s)
+               for s in (dict(lr=0.1), dict(precision="bfloat16"), dict(n_train=100), dict(natural_step=0.5),
+                         dict(n_valid=100))]
     names = [name_of(**other) for other in others]
     pixels = dataclasses.replace(DIGITS, checksum="0" * 64)
     names.append(resolve(SPEC, pixels).id)
@@ -66,19 +41,16 @@ def test_the_name_covers_specification_pixels_and_protocol(monkeypatch):
     assert len(name_of()) == 12 and set(name_of()) <= set("0123456789abcdef")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        dict(settings=dict(reversed(SETTINGS.items()))),
-        dict(settings=tuple(SETTINGS.items())),
-        dict(settings=SETTINGS | dict(kl_warmup=1.0)),
-        dict(settings=SETTINGS | dict(precision="float32")),
-        dict(settings=SETTINGS | dict(checkpoint_seconds=99.0)),
-        dict(settings=SETTINGS | dict(hidden=[16, 16])),
-        dict(z_dim=np.int64(4), seed=np.int32(0), settings=SETTINGS | dict(lr=np.float64(1e-3))),
-        dict(likelihood="bernoulli", binarisation="fixed"),
-    ],
-)
+@pytest.mark.parametrize("change", [
+    dict(settings=dict(reversed(SETTINGS.items()))),
+    dict(settings=tuple(SETTINGS.items())),
+    dict(settings=SETTINGS | dict(kl_warmup=1.0)),
+    dict(settings=SETTINGS | dict(precision="float32")),
+    dict(settings=SETTINGS | dict(checkpoint_seconds=99.0)),
+    dict(settings=SETTINGS | dict(hidden=[16, 16])),
+    dict(z_dim=np.int64(4), seed=np.int32(0), settings=SETTINGS | dict(lr=np.float64(1e-3))),
+    dict(likelihood="bernoulli", binarisation="fixed"),
+])
 def test_other_words_for_the_same_run_give_the_same_name(change):
     assert name_of(**change) == name_of()
 
@@ -121,16 +93,12 @@ def test_a_specification_is_written_and_read():
 
 
 def test_the_line_that_names_a_run_in_results_says_what_is_changed_alone():
-    assert (
-        RunSpec(z_dim=10, settings=dict(lr=1e-3, epochs=7)).text()
-        == "digits gpvae z=10 seed=0 smoke bernoulli fixed epochs=7"
-    )
+    assert (RunSpec(z_dim=10, settings=dict(lr=1e-3, epochs=7)).text()
+            == "digits gpvae z=10 seed=0 smoke bernoulli fixed epochs=7")
     assert RunSpec("a/own.npz").text() == "own gpvae z=20 seed=0 smoke auto auto"
     assert refit_of(SPEC).text().endswith(f" | decoder of {SPEC.text()}")
-    assert (
-        RunSpec(method="sa-4", budget="cpu", settings=dict(weight_decay=0.4)).text()
-        == RunSpec(method="sa-4", budget="cpu").text()
-    )
+    assert (RunSpec(method="sa-4", budget="cpu", settings=dict(weight_decay=0.4)).text()
+            == RunSpec(method="sa-4", budget="cpu").text())
 
 
 def test_judging_differently_is_one_training():
@@ -145,61 +113,48 @@ def test_a_refit_has_the_decoder_of_its_parent():
     assert config.parent.data.n_train == 200 and config.model == config.parent.model
 
 
-@pytest.mark.parametrize(
-    "spec, message",
-    [
-        (dict(method="gpvea"), "did you mean 'gpvae'"),
-        (dict(budget="cpuu"), "did you mean 'cpu'"),
-        (dict(likelihood="poison"), "likelihood 'poison' is unknown"),
-        (dict(z_dim=0), "z_dim is 0"),
-        (dict(z_dim=100_000_000), "at most 10000"),
-        (dict(seed=-1), "seed is -1"),
-        (dict(seed=10**13), "seed is"),
-        (dict(settings=dict(epoch=3)), "did you mean 'epochs'"),
-        (dict(settings=dict(epochs="3")), "epochs='3': expected something like"),
-        (dict(settings=dict(epochs=True)), "epochs=True"),
-        (dict(settings=dict(epochs=0)), "epochs is 0"),
-        (dict(settings=dict(lr=float("nan"))), "lr"),
-        (dict(settings=dict(hidden=())), "name at least one width"),
-        (dict(settings=dict(hidden=500)), "hidden=500"),
-        (dict(settings=dict(n_train=5000)), "pass 1 to 1300"),
-        (dict(settings=dict(milestones=(5.0, 3.0))), "must increase"),
-        (dict(settings=dict(k=0)), "k is 0"),
-        (dict(settings=dict(network="mpl")), "did you mean 'mlp'"),
-        (dict(settings=dict(inflation=0.0)), "inflation"),
-        (dict(settings=dict(natural_steps=2)), "name their factor too"),
-        (dict(binarisation="none"), "binary pixels"),
-        (dict(settings=(("lr", 1.0), ("lr", 2.0))), "given 2 times"),
-        (dict(settings="lr"), "pass pairs"),
-        (dict(method="gpvae", settings=dict(temperature="hot")), "temperature='hot'"),
-        (dict(settings=dict(temperature=1.0)), "temperature"),
-        (dict(dataset="digit"), "did you mean 'digits'"),
-        (dict(parent=RunSpec(method="vea", z_dim=4)), "frozen: method"),
-        (dict(parent=RunSpec(method="vae", z_dim=5)), "z_dim is 4, the decoder's run has 5"),
-        (dict(parent=RunSpec(method="vae", z_dim=4)), "hidden is"),
-        (dict(parent=refit_of(SPEC)), "is frozen itself"),
-    ],
-)
+@pytest.mark.parametrize("spec, message",
+                         [(dict(method="gpvea"), "did you mean 'gpvae'"),
+                          (dict(budget="cpuu"), "did you mean 'cpu'"),
+                          (dict(likelihood="poison"), "likelihood 'poison' is unknown"),
+                          (dict(z_dim=0), "z_dim is 0"),
+                          (dict(z_dim=100_000_000), "at most 10000"),
+                          (dict(seed=-1), "seed is -1"),
+                          (dict(seed=10**13), "seed is"),
+                          (dict(settings=dict(epoch=3)), "did you mean 'epochs'"),
+                          (dict(settings=dict(epochs="3")), "epochs='3': expected something like"),
+                          (dict(settings=dict(epochs=True)), "epochs=True"),
+                          (dict(settings=dict(epochs=0)), "epochs is 0"),
+                          (dict(settings=dict(lr=float("nan"))), "lr"),
+                          (dict(settings=dict(hidden=())), "name at least one width"),
+                          (dict(settings=dict(hidden=500)), "hidden=500"),
+                          (dict(settings=dict(n_train=5000)), "pass 1 to 1300"),
+                          (dict(settings=dict(milestones=(5.0, 3.0))), "must increase"),
+                          (dict(settings=dict(k=0)), "k is 0"),
+                          (dict(settings=dict(network="mpl")), "did you mean 'mlp'"),
+                          (dict(settings=dict(inflation=0.0)), "inflation"),
+                          (dict(settings=dict(natural_steps=2)), "name their factor too"),
+                          (dict(binarisation="none"), "binary pixels"),
+                          (dict(settings=(("lr", 1.0), ("lr", 2.0))), "given 2 times"),
+                          (dict(settings="lr"), "pass pairs"),
+                          (dict(method="gpvae", settings=dict(temperature="hot")), "temperature='hot'"),
+                          (dict(settings=dict(temperature=1.0)), "temperature"),
+                          (dict(dataset="digit"), "did you mean 'digits'"),
+                          (dict(parent=RunSpec(method="vea", z_dim=4)), "frozen: method"),
+                          (dict(parent=RunSpec(method="vae", z_dim=5)),
+                           "z_dim is 4, the decoder's run has 5"),
+                          (dict(parent=RunSpec(method="vae", z_dim=4)), "hidden is"),
+                          (dict(parent=refit_of(SPEC)), "is frozen itself")])
 def test_what_cannot_be_is_one_line(spec, message):
     with pytest.raises(InputError, match=message) as e:
         resolve(dataclasses.replace(SPEC, **spec))
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        dict(kl_warmup=0.5),
-        dict(n_valid=None),
-        dict(patience=None),
-        dict(milestones=(1, 2.5)),
-        dict(hidden=(7,)),
-        dict(trunk=(9, 8)),
-        dict(natural_step=0.5),
-        dict(dreams=0.5),
-        dict(network="mlp"),
-    ],
-)
+@pytest.mark.parametrize("settings",
+                         [dict(kl_warmup=0.5), dict(n_valid=None), dict(patience=None),
+                          dict(milestones=(1, 2.5)), dict(hidden=(7,)), dict(trunk=(9, 8)),
+                          dict(natural_step=0.5), dict(dreams=0.5), dict(network="mlp")])
 def test_legitimate_settings(settings):
     assert build_model(resolve(SPEC.change(**settings), DIGITS)).z_dim == 4
 
@@ -229,9 +184,7 @@ def test_images_are_cut_to_the_numbers_of_the_run_and_must_be_the_same():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_seed_decides_the_first_weights(method):
-    states = [
-        build_model(resolve(dataclasses.replace(SPEC, method=method, seed=s), DIGITS)).state_dict()
-        for s in (0, 0, 1)
-    ]
+    states = [build_model(resolve(dataclasses.replace(SPEC, method=method, seed=s), DIGITS)).state_dict()
+              for s in (0, 0, 1)]
     same = [all(torch.equal(states[0][k], other[k]) for k in states[0]) for other in states[1:]]
     assert same == [True, False]

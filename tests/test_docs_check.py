@@ -17,14 +17,8 @@ IDS = map(str, itertools.count())
 
 def markdown(text): return dict(cell_type="markdown", id=next(IDS), metadata={}, source=text.splitlines(True))
 def code(text, *outputs, tags=()):
-    return dict(
-        cell_type="code",
-        id=next(IDS),
-        metadata={"tags": list(tags)},
-        execution_count=None,
-        source=text.splitlines(True),
-        outputs=list(outputs),
-    )
+    return dict(cell_type="code", id=next(IDS), metadata={"tags": list(tags)}, execution_count=None,
+                source=text.splitlines(True), outputs=list(outputs))
 
 
 def stream(name, text="noise"): return dict(output_type="stream", name=name, text=[text])
@@ -34,12 +28,10 @@ TITLE = markdown("# A page\n\n> What it says.")
 ERROR = dict(output_type="error", ename="ValueError", evalue="", traceback=[])
 PARAMETERS = code('dataset = "digits"', tags=["parameters"])
 SKIP = dict(cell_type="raw", id="r", metadata={}, source="---\nskip_exec: true\n---")
-GOOD = notebook(
-    TITLE,
-    markdown("$$a$$ {#eq-a}\n\nby @eq-a, e.g. `@eq-b`, user@eq-c.org"),
-    code("import math"),
-    code("math.pi", stream("stdout")),
-)
+GOOD = notebook(TITLE,
+                markdown("$$a$$ {#eq-a}\n\nby @eq-a, e.g. `@eq-b`, user@eq-c.org"),
+                code("import math"),
+                code("math.pi", stream("stdout")))
 
 
 def page(tmp_path, nb, name="10_page.ipynb"):
@@ -84,36 +76,30 @@ def test_faulty_page_of_the_site(tmp_path, cell, words):
     faults = docs_check.check_page(page(tmp_path, notebook(TITLE, cell)))
     assert len(faults) == 1 and words in faults[0]
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        code("\n\n".join(["x = 1"] * 99)),
-        code("#| export\ndef f():\n    'It.'\n    import math"),
-        markdown("```\n:::\n```"),
-        code('#| export\ndef f():\n    "The bound (equation: elbo), user@eq-a.org."'),
-        code("#| fig-alt: three words here\nplot()", PICTURE),
-        code("#| fig-alt:\n#|   - one two three\n#|   - four five six\nplot()", PICTURE, PICTURE),
-        code("#| fig-cap: A caption\n#| fig-alt: three words here\n#| echo: false\nplot()", PICTURE),
-        markdown("![what it shows](a.png)"),
-        markdown('![](a.png){fig-alt="what it shows"}'),
-        code("1", shown("text/html", '<td>nano</td><img alt="a" src="data:x">')),
-        markdown("[a paper](https://arxiv.org/abs/1) and `<script src=https://x>`"),
-    ],
-)
+@pytest.mark.parametrize("cell", [
+    code("\n\n".join(["x = 1"] * 99)),
+    code("#| export\ndef f():\n    'It.'\n    import math"),
+    markdown("```\n:::\n```"),
+    code('#| export\ndef f():\n    "The bound (equation: elbo), user@eq-a.org."'),
+    code("#| fig-alt: three words here\nplot()", PICTURE),
+    code("#| fig-alt:\n#|   - one two three\n#|   - four five six\nplot()", PICTURE, PICTURE),
+    code("#| fig-cap: A caption\n#| fig-alt: three words here\n#| echo: false\nplot()", PICTURE),
+    markdown("![what it shows](a.png)"),
+    markdown('![](a.png){fig-alt="what it shows"}'),
+    code("1", shown("text/html", '<td>nano</td><img alt="a" src="data:x">')),
+    markdown("[a paper](https://arxiv.org/abs/1) and `<script src=https://x>`"),
+])
 def test_allowed_cell(tmp_path, cell):
     assert docs_check.check_page(page(tmp_path, notebook(TITLE, cell))) == []
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({}, None),
-        ({"html-math-method": "mathjax"}, "MathJax"),
-        ({"css": "far.css"}, "far.css loads from a remote host"),
-        ({"theme": {"light": "default", "dark": ["default", "gone.scss"]}}, "gone.scss does not exist"),
-        ({"include-in-header": {"text": '<script src="https://x.y/a.js">'}}, "_quarto.yml loads"),
-        ({"theme": {"light": "default", "dark": ["default", "near.scss"]}}, None),
-    ],
-)
+@pytest.mark.parametrize("change, words", [
+    ({}, None),
+    ({"html-math-method": "mathjax"}, "MathJax"),
+    ({"css": "far.css"}, "far.css loads from a remote host"),
+    ({"theme": {"light": "default", "dark": ["default", "gone.scss"]}}, "gone.scss does not exist"),
+    ({"include-in-header": {"text": '<script src="https://x.y/a.js">'}}, "_quarto.yml loads"),
+    ({"theme": {"light": "default", "dark": ["default", "near.scss"]}}, None),
+])
 def test_config(tmp_path, change, words):
     (tmp_path / "far.css").write_text("@import url('https://fonts.x/a');")
     (tmp_path / "near.scss").write_text("$a: 1; /* from https://x.y */")
@@ -123,31 +109,23 @@ def test_config(tmp_path, change, words):
     assert (faults == []) if words is None else (len(faults) == 1 and words in faults[0])
 
 def show_doc(*names):
-    return code(
-        "show_doc(x)", shown("text/markdown", "\n\n".join(f"### {n}\n\n*What it says.*" for n in names))
-    )
+    return code("show_doc(x)",
+                shown("text/markdown", "\n\n".join(f"### {n}\n\n*What it says.*" for n in names)))
 
 
-@pytest.mark.parametrize(
-    "cells, words",
-    [
-        ((show_doc("Gap", "gap"),), "2 headings share the anchor #gap"),
-        ((markdown("## Gap"), show_doc("gap")), "share the anchor #gap"),
-        ((show_doc("gap", "Gaps"),), None),
-        ((markdown("## Twice"), markdown("## Twice")), None),
-        ((code("1", shown("text/html", "<table>")),), "an HTML output"),
-        ((markdown("::: {.note}\nx"),), "stay open"),
-        ((markdown("x\n:::"),), "not open"),
-        (
-            (code("show_doc(f)", shown("text/markdown", "### f\n\n```python\ndef f():\n```")),),
-            "f without a docstring",
-        ),
-        (
-            (code("show_doc(A)", shown("text/markdown", "```python\ndef A(\n    *args, **kwargs\n):\n```")),),
-            "which says nothing",
-        ),
-    ],
-)
+@pytest.mark.parametrize("cells, words", [
+    ((show_doc("Gap", "gap"),), "2 headings share the anchor #gap"),
+    ((markdown("## Gap"), show_doc("gap")), "share the anchor #gap"),
+    ((show_doc("gap", "Gaps"),), None),
+    ((markdown("## Twice"), markdown("## Twice")), None),
+    ((code("1", shown("text/html", "<table>")),), "an HTML output"),
+    ((markdown("::: {.note}\nx"),), "stay open"),
+    ((markdown("x\n:::"),), "not open"),
+    ((code("show_doc(f)", shown("text/markdown", "### f\n\n```python\ndef f():\n```")),),
+     "f without a docstring"),
+    ((code("show_doc(A)", shown("text/markdown", "```python\ndef A(\n    *args, **kwargs\n):\n```")),),
+     "which says nothing"),
+])
 def test_processed_page(tmp_path, cells, words):
     faults = docs_check.check_processed(page(tmp_path, notebook(TITLE, *cells)))
     assert (faults == []) if words is None else (len(faults) == 1 and words in faults[0])
@@ -159,146 +137,89 @@ def test_title(tmp_path, first, words):
     assert words in docs_check.check_page(page(tmp_path, notebook(markdown(first))))[0]
 
 
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("see @eq-gone", "@eq-gone has no definition"),
-        ("see [@fig-gone]", "@fig-gone"),
-        ("see @tbl-gone.", "@tbl-gone has"),
-        ("-@sec-gone", "@sec-gone"),
-        ("$a$ {#eq-a}\n\n$b$ {#eq-a}", "defined 2 times"),
-    ],
-)
+@pytest.mark.parametrize("text, words",
+                         [("see @eq-gone", "@eq-gone has no definition"),
+                          ("see [@fig-gone]", "@fig-gone"),
+                          ("see @tbl-gone.", "@tbl-gone has"),
+                          ("-@sec-gone", "@sec-gone"),
+                          ("$a$ {#eq-a}\n\n$b$ {#eq-a}", "defined 2 times")])
 def test_reference(tmp_path, text, words):
     faults = docs_check.check_processed(page(tmp_path, notebook(markdown(text))))
     assert len(faults) == 1 and words in faults[0]
 
 def test_label_of_a_figure(tmp_path):
-    assert (
-        docs_check.check_processed(
-            page(tmp_path, notebook(markdown("see @fig-a"), code("#| label: fig-a\nplot()")))
-        )
-        == []
-    )
+    assert (docs_check.check_processed(page(tmp_path,
+                                            notebook(markdown("see @fig-a"),
+                                                     code("#| label: fig-a\nplot()")))) == [])
 
 
-@pytest.mark.parametrize(
-    "cells, words",
-    [
-        ((SKIP, TITLE, code("x = 1")), "0 cells are tagged"),
-        ((TITLE, PARAMETERS), "skip_exec"),
-        ((SKIP, TITLE, PARAMETERS, code("#| export\nx = 1")), "exporting"),
-        ((SKIP, TITLE, PARAMETERS, code("#| default_exp study.run")), "exporting"),
-    ],
-)
+@pytest.mark.parametrize("cells, words",
+                         [((SKIP, TITLE, code("x = 1")), "0 cells are tagged"),
+                          ((TITLE, PARAMETERS), "skip_exec"),
+                          ((SKIP, TITLE, PARAMETERS, code("#| export\nx = 1")), "exporting"),
+                          ((SKIP, TITLE, PARAMETERS, code("#| default_exp study.run")), "exporting")])
 def test_template(tmp_path, cells, words):
-    good, bad = (
-        page(tmp_path, notebook(SKIP, TITLE, PARAMETERS), "gap.ipynb"),
-        page(tmp_path, notebook(*cells), "reproduce.ipynb"),
-    )
+    good, bad = (page(tmp_path, notebook(SKIP, TITLE, PARAMETERS), "gap.ipynb"),
+                 page(tmp_path, notebook(*cells), "reproduce.ipynb"))
     assert docs_check.check_page(good, is_template=True) == []
     assert words in " ".join(docs_check.check_page(bad, is_template=True))
 
 def config(*contents, render=(), resources=()):
     html = {"html-math-method": "mathml", "theme": "default"}
-    return dict(
-        project=dict(render=list(render), resources=list(resources)),
-        format=dict(html=html),
-        website=dict(sidebar=dict(contents=list(contents))),
-    )
+    return dict(project=dict(render=list(render), resources=list(resources)),
+                format=dict(html=html),
+                website=dict(sidebar=dict(contents=list(contents))))
 
 
-@pytest.mark.parametrize(
-    "contents, render, words",
-    [
-        (
-            ["10_page.ipynb", dict(section="More", contents=[dict(text="There", href="20_there.ipynb")])],
-            (),
-            None,
-        ),
-        (["10_page.ipynb"], ["*.ipynb", "!/20_there.ipynb"], None),
-        (["10_page.ipynb"], (), "20_there.ipynb: not in the sidebar"),
-        (["10_page.ipynb", "20_there.ipynb", "30_gone.ipynb"], (), "names 30_gone.ipynb, which is no page"),
-        (
-            ["10_page.ipynb", "20_there.ipynb"],
-            ["*.ipynb", "!/20_there.ipynb"],
-            "names 20_there.ipynb, which is no page",
-        ),
-        (["10_page.ipynb", "10_page.ipynb", "20_there.ipynb"], (), "names 10_page.ipynb 2 times"),
-        (
-            ["10_page.ipynb", "20_there.ipynb"],
-            ["*.ipynb", "!gap.ipynb"],
-            "leaves !gap.ipynb out in every folder",
-        ),
-    ],
-)
+@pytest.mark.parametrize("contents, render, words", [
+    (["10_page.ipynb", dict(section="More", contents=[dict(text="There", href="20_there.ipynb")])], (), None),
+    (["10_page.ipynb"], ["*.ipynb", "!/20_there.ipynb"], None),
+    (["10_page.ipynb"], (), "20_there.ipynb: not in the sidebar"),
+    (["10_page.ipynb", "20_there.ipynb", "30_gone.ipynb"], (), "names 30_gone.ipynb, which is no page"),
+    (["10_page.ipynb", "20_there.ipynb"], ["*.ipynb", "!/20_there.ipynb"],
+     "names 20_there.ipynb, which is no page"),
+    (["10_page.ipynb", "10_page.ipynb", "20_there.ipynb"], (), "names 10_page.ipynb 2 times"),
+    (["10_page.ipynb", "20_there.ipynb"], ["*.ipynb", "!gap.ipynb"], "leaves !gap.ipynb out in every folder"),
+])
 def test_sidebar(contents, render, words):
     faults = docs_check.check_sidebar(config(*contents, render=render), ["10_page.ipynb", "20_there.ipynb"])
     assert (faults == []) if words is None else (len(faults) == 1 and words in faults[0])
 
 def test_names(tmp_path):
-    for i, (name, title) in enumerate(
-        (("10_data", "A"), ("results/data", "B"), ("85_gap", "C"), ("gap", "D"), ("90_own", "D"))
-    ):
+    for i, (name, title) in enumerate((("10_data", "A"), ("results/data", "B"), ("85_gap", "C"), ("gap", "D"),
+                                       ("90_own", "D"))):
         page(tmp_path, notebook(markdown(f"# {title}")), f"{name}.ipynb")
     faults = docs_check.check_names(
         tmp_path / "nbs", ["10_data.ipynb", "results/data.ipynb", "85_gap.ipynb", "gap.ipynb", "90_own.ipynb"]
     )
-    assert faults == [
-        "85_gap.ipynb, gap.ipynb: all become gap.html",
-        "gap.ipynb, 90_own.ipynb: all are called # D",
-    ]
+    assert faults == ["85_gap.ipynb, gap.ipynb: all become gap.html",
+                      "gap.ipynb, 90_own.ipynb: all are called # D"]
 
 
 PLACES = {"10_data.ipynb": {"load"}, "data.html": {"load"}, "10_page.ipynb": {"here"}, "page.html": {"here"}}
 
-@pytest.mark.parametrize(
-    "target, ok",
-    [
-        ("/data.html#load", True),
-        ("/data.html#gone", False),
-        ("../10_data.ipynb", False),
-        ("data.html", True),
-        ("/gone.html", False),
-        ("https://a.b/c.html", True),
-        ("results/a.csv", True),
-        ("results/gone.csv", False),
-        ("../README.md", False),
-        ("./10_data.ipynb", True),
-        ("/notebooks/10_data.ipynb", True),
-        ("#here", True),
-        ("#lost", False),
-        ("30_left_out.ipynb", False),
-    ],
-)
+@pytest.mark.parametrize("target, ok",
+                         [("/data.html#load", True), ("/data.html#gone", False), ("../10_data.ipynb", False),
+                          ("data.html", True), ("/gone.html", False), ("https://a.b/c.html", True),
+                          ("results/a.csv", True), ("results/gone.csv", False), ("../README.md", False),
+                          ("./10_data.ipynb", True), ("/notebooks/10_data.ipynb", True), ("#here", True),
+                          ("#lost", False), ("30_left_out.ipynb", False)])
 @pytest.mark.parametrize("form", ["a [`link`]({})", 'a <a href="{}">link</a>'])
 def test_links(tmp_path, target, ok, form):
-    path, files = (
-        page(tmp_path, notebook(markdown(form.format(target)))),
-        ["results/a.csv", "10_data.ipynb", "30_left_out.ipynb"],
-    )
+    path, files = (page(tmp_path, notebook(markdown(form.format(target)))),
+                   ["results/a.csv", "10_data.ipynb", "30_left_out.ipynb"])
     assert bool(docs_check.check_links(tmp_path / "nbs", path, PLACES, files)) != ok
 
 def test_links_of_an_output(tmp_path):
-    path = page(
-        tmp_path,
-        notebook(
-            code(
-                "1",
-                shown("text/markdown", "[x](gone.ipynb)"),
-                shown("text/html", '<a href="lost.ipynb">x</a>'),
-            )
-        ),
-    )
+    path = page(tmp_path,
+                notebook(code("1", shown("text/markdown", "[x](gone.ipynb)"),
+                              shown("text/html", '<a href="lost.ipynb">x</a>'))))
     assert len(docs_check.check_links(tmp_path / "nbs", path, PLACES)) == 2
 
 def test_anchors():
-    words = notebook(
-        TITLE,
-        markdown(
-            '## Effective sample size (ESS)\n\n<a id="kingma"></a> $$a$$ {#eq-a}\n\n### 2. `log_w` of [it](x)'
-        ),
-    )
+    words = notebook(TITLE, markdown(
+        '## Effective sample size (ESS)\n\n<a id="kingma"></a> $$a$$ {#eq-a}\n\n### 2. `log_w` of [it](x)'
+    ))
     places = docs_check.anchors(words)
     assert {"effective-sample-size-ess", "kingma", "eq-a", "log_w-of-it"} <= places
 
@@ -340,12 +261,8 @@ def test_orphans(tmp_path):
     (tmp_path / "gpvae/study/was.py").write_text(
         "# AUTOGENERATED! DO NOT EDIT! File to edit: ../../nbs/80_was.ipynb."
     )
-    assert [f.split()[0] for f in sync_check.orphans(tmp_path)] == [
-        "gpvae/gone.py",
-        "gpvae/old.py",
-        "gpvae/own.py",
-        "gpvae/study/was.py",
-    ]
+    assert [f.split()[0] for f in sync_check.orphans(tmp_path)] == ["gpvae/gone.py", "gpvae/old.py",
+                                                                    "gpvae/own.py", "gpvae/study/was.py"]
 
 
 def test_state_sees_a_change(tmp_path):
@@ -359,20 +276,17 @@ def test_readme(tmp_path):
     picture as an image."""
     table = dict(output_type="display_data", metadata={}, data={"text/html": "<b>", "text/markdown": "| a |"})
     drawn = '#| echo: false\n#| fig-alt: "What it shows"\n#| fig-cap: "A caption."\ndraw()'
-    nb = notebook(
-        TITLE,
-        markdown("[data](10_data.ipynb), [there](https://a.b), [use](#use)"),
-        code("#| hide\nsecret()"),
-        code(drawn, PICTURE),
-        code("#| eval: false\nrun()", table),
-    )
+    nb = notebook(TITLE,
+                  markdown("[data](10_data.ipynb), [there](https://a.b), [use](#use)"),
+                  code("#| hide\nsecret()"),
+                  code(drawn, PICTURE),
+                  code("#| eval: false\nrun()", table))
     text = make_readme.readme(page(tmp_path, copy.deepcopy(nb), "index.ipynb"))
     assert text.startswith("# A page\n\n> What it says.\n") and text.endswith("| a |\n")
     assert "[data](nbs/10_data.ipynb), [there](https://a.b), [use](#use)" in text
     assert f"![What it shows](nbs/{make_readme.PICTURE.name})\n\n*A caption.*" in text
-    assert "```python\nrun()\n```" in text and not any(
-        word in text for word in ("secret", "draw()", "Figure", "<b>", "#|")
-    )
+    assert "```python\nrun()\n```" in text
+    assert not any(word in text for word in ("secret", "draw()", "Figure", "<b>", "#|"))
 
 
 TUPLE = """#| exports
@@ -399,75 +313,47 @@ def test_finished_page():
     the lines of a string."""
     front = dict(cell_type="raw", id="f", metadata={}, source="---\ntitle: A page\n---\n")
     done, text, _ = finished(front, code("import math\n\nx = 1 # one"), name="results/page.ipynb")
-    assert (
-        text[0] == "---\nexecute:\n  echo: false\ntitle: A page\n---\n"
-        and "(/notebooks/results/page.ipynb)" in text[-1]
-    )
-    assert done[1]["source"] == ["import math\n", "\n", "x = 1 # one"] and all(
-        isinstance(c["source"], list) for c in done
-    )
+    assert (text[0] == "---\nexecute:\n  echo: false\ntitle: A page\n---\n"
+            and "(/notebooks/results/page.ipynb)" in text[-1])
+    assert done[1]["source"] == ["import math\n", "\n", "x = 1 # one"]
+    assert all(isinstance(c["source"], list) for c in done)
     assert "echo" not in finished(dict(front, source="---\ntitle: A page\n---\n"))[1][0]
 
 def test_folded_source():
     """Neighbours are folded together, under the names that they define; what has an output or is shown stays
     as it is."""
-    _, text, _ = finished(
-        code(FOLD + "A = 1"),
-        code(""),
-        code(FOLD + "@f\nclass B: pass"),
-        markdown("Text."),
-        code(FOLD + "def c(): pass"),
-        code("#| code-fold: show\nx = 1"),
-        code(FOLD + "a = b = c = d = e = 1"),
-    )
-    assert (
-        text[0] == FOLDED.format("A, B") + "A = 1\n\n@f\nclass B: pass"
-        and text[2] == FOLDED.format("c") + "def c(): pass"
-    )
-    assert text[3] == "#| code-fold: show\nx = 1" and text[4].startswith(
-        FOLDED.format("a, b, c, d and 1 more")
-    )
+    _, text, _ = finished(code(FOLD + "A = 1"), code(""), code(FOLD + "@f\nclass B: pass"), markdown("Text."),
+                          code(FOLD + "def c(): pass"), code("#| code-fold: show\nx = 1"),
+                          code(FOLD + "a = b = c = d = e = 1"))
+    assert (text[0] == FOLDED.format("A, B") + "A = 1\n\n@f\nclass B: pass"
+            and text[2] == FOLDED.format("c") + "def c(): pass")
+    assert text[3] == "#| code-fold: show\nx = 1"
+    assert text[4].startswith(FOLDED.format("a, b, c, d and 1 more"))
 
 
 def test_documentation_of_classes():
     "A NamedTuple shows its fields, and a class is no `def`."
     plain = "### C\n\n```python\ndef C(\n    x:int, # one\n)->None:\n```\n\n*One.*"
-    made = finished(
-        *(
-            code("show_doc(x)", shown("text/markdown", t))
-            for t in (documentation("Pair"), documentation("Other"), plain, plain.replace("C", "f"))
-        ),
-        original=[code(TUPLE), code("#| export\n@dataclass\nclass C:\n    x: int # one")],
-    )[2]
-    assert (
-        "class Pair(\n    a: int, # the first, in nats\n    b: int = 2,\n)\n" in made[0]["text/markdown"]
-        and "class Other\n" in made[1]["text/markdown"]
-    )
-    assert (
-        "```python\nclass C(\n    x:int, # one\n)\n```" in made[2]["text/markdown"]
-        and "def f(" in made[3]["text/markdown"]
-    )
+    made = finished(*(code("show_doc(x)", shown("text/markdown", t)) for t
+                      in (documentation("Pair"), documentation("Other"), plain, plain.replace("C", "f"))),
+                    original=[code(TUPLE), code("#| export\n@dataclass\nclass C:\n    x: int # one")])[2]
+    assert ("class Pair(\n    a: int, # the first, in nats\n    b: int = 2,\n)\n" in made[0]["text/markdown"]
+            and "class Other\n" in made[1]["text/markdown"])
+    assert ("```python\nclass C(\n    x:int, # one\n)\n```" in made[2]["text/markdown"]
+            and "def f(" in made[3]["text/markdown"])
 
 
 def test_tables_and_figures_of_a_finished_page():
     "Tables load no script and have one header row; a figure of 200 dots an inch takes half as many pixels."
     rows = "<tr><th></th><th>a</th></tr><tr><th>name</th><th></th></tr>"
     table = f"<style scoped>a</style><table><thead>{rows}</thead><tbody></tbody></table>"
-    figure, coarse = (
-        base64.b64encode(
-            b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + struct.pack(">I", 900) + b"pHYs" + struct.pack(">I", n)
-        ).decode()
-        for n in (7874, 3937)
-    )
-    made = finished(
-        code("t", shown("text/html", [table])),
-        code("f", shown("image/png", figure)),
-        code("g", shown("image/png", coarse)),
-    )
-    assert made[2][0] == {
-        "text/markdown": "```{=html}\n<table><thead><tr><th>name</th><th>a</th></tr></thead>"
-        "<tbody></tbody></table>\n```"
-    }
+    figure, coarse = (base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * 8 + struct.pack(">I", 900) + b"pHYs"
+                                       + struct.pack(">I", n)).decode() for n in (7874, 3937))
+    made = finished(code("t", shown("text/html", [table])), code("f", shown("image/png", figure)),
+                    code("g", shown("image/png", coarse)))
+    assert made[2][0] == {"text/markdown":
+                          "```{=html}\n<table><thead><tr><th>name</th><th>a</th></tr></thead>"
+                          "<tbody></tbody></table>\n```"}
     assert [c["outputs"][0]["metadata"] for c in made[0][1:3]] == [{"image/png": {"width": 450}}, {}]
 
 def test_numbers_that_stay_on_one_line():
@@ -478,12 +364,10 @@ def test_numbers_that_stay_on_one_line():
     assert made[0]["text/markdown"] == expected
 
 
-NESTED = [
-    ("[[`evaluate`](/iwae.html#evaluate)](32_iwae.ipynb)", "[`evaluate`](32_iwae.ipynb)"),
-    ("[the [`a`](u) and [`b`](v) pages](w)", "[the `a` and `b` pages](w)"),
-    ("[`_X`](/x.html#_x)", "`_X`"),
-    ("[`A._x`](/x.html#_x)", "`A._x`"),
-]
+NESTED = [("[[`evaluate`](/iwae.html#evaluate)](32_iwae.ipynb)", "[`evaluate`](32_iwae.ipynb)"),
+          ("[the [`a`](u) and [`b`](v) pages](w)", "[the `a` and `b` pages](w)"),
+          ("[`_X`](/x.html#_x)", "`_X`"),
+          ("[`A._x`](/x.html#_x)", "`A._x`")]
 GOOD_LINKS = ["[`a`](u) and [b](c)", "[0, 1] of [`a`](u) [x](y)", "`[[a](b)](c)`"]
 
 @pytest.mark.parametrize("text, mended", NESTED + [(t, t) for t in GOOD_LINKS])
@@ -491,37 +375,24 @@ def test_links_inside_links(text, mended):
     assert finished(markdown(text))[1][0] == mended
     assert finished(code("1", shown("text/markdown", text)))[2][0]["text/markdown"] == mended
 
-@pytest.mark.parametrize(
-    "cell, words",
-    [
-        *((markdown(text), "nbdev spoilt") for text, _ in NESTED),
-        (code("1", shown("text/markdown", NESTED[0][0])), "nbdev spoilt"),
-        *((markdown(text), None) for text in GOOD_LINKS),
-        (dict(code(""), source="import math\nx = 1"), "string of several lines"),
-        (code("import math\nx = 1"), None),
-        (code("x = 1"), None),
-    ],
-)
+@pytest.mark.parametrize("cell, words",
+                         [*((markdown(text), "nbdev spoilt") for text, _ in NESTED),
+                          (code("1", shown("text/markdown", NESTED[0][0])), "nbdev spoilt"),
+                          *((markdown(text), None) for text in GOOD_LINKS),
+                          (dict(code(""), source="import math\nx = 1"), "string of several lines"),
+                          (code("import math\nx = 1"), None),
+                          (code("x = 1"), None)])
 def test_what_quarto_would_spoil(cell, words):
     faults = [f for check in (docs_check.lost_lines, docs_check.nested_links) for f in check(notebook(cell))]
     assert (faults == []) if words is None else (len(faults) == 1 and words in faults[0])
 
-@pytest.mark.parametrize(
-    "html, words",
-    [
-        (
-            '<span id="cb1-1"><span class="im">import</span> math</span>\n'
-            '<span id="cb1-2"><a href="#cb1-2"></a>x <span>&lt;</span> 1</span>',
-            None,
-        ),
-        (
-            '<span id="cb1-1"><span class="im">import</span> mathx <span>&lt;</span> 1</span>',
-            "1 lines of code",
-        ),
-        ("</code></pre><p>::: {.note}</p><pre><code>", "a raw `:::`"),
-        ("print(':::')", None),
-    ],
-)
+@pytest.mark.parametrize("html, words",
+                         [('<span id="cb1-1"><span class="im">import</span> math</span>\n'
+                           '<span id="cb1-2"><a href="#cb1-2"></a>x <span>&lt;</span> 1</span>', None),
+                          ('<span id="cb1-1"><span class="im">import</span> mathx <span>&lt;</span> 1</span>',
+                           "1 lines of code"),
+                          ("</code></pre><p>::: {.note}</p><pre><code>", "a raw `:::`"),
+                          ("print(':::')", None)])
 def test_faults_of_the_made_pages(tmp_path, html, words):
     page(tmp_path, notebook(code("import math\nx < 1")))
     (tmp_path / "page.html").write_text(f'<pre><code class="sourceCode python">{html}</code></pre>')
@@ -554,9 +425,8 @@ def test_site_with_quarto(monkeypatch, tmp_path, said, fails):
     monkeypatch.setattr(make_site, "process", lambda: proc)
     with pytest.raises(SystemExit, match="WARNING") if fails else contextlib.nullcontext():
         make_site.main()
-    assert [p.name for p in (tmp_path / "_docs").iterdir()] == ["index.html"] and "render" in (
-        tmp_path / "_docs/index.html"
-    ).read_text()
+    assert [p.name for p in (tmp_path / "_docs").iterdir()] == ["index.html"]
+    assert "render" in (tmp_path / "_docs/index.html").read_text()
 
 
 def test_workflows():
@@ -567,20 +437,16 @@ def test_workflows():
         jobs = docs_check.yaml.safe_load(text)["jobs"].values()
         assert [s["run"] for job in jobs for s in job["steps"] if "run" in s] == [target]
         assert not docs_check.re.search(r"https?://|pypi|--index|/(?:home|root)\b", text)
-        assert docs_check.re.search(
-            rf"^{target.split()[1]}:", (root / "Makefile").read_text(), docs_check.re.M
-        ), target
+        assert docs_check.re.search(rf"^{target.split()[1]}:", (root / "Makefile").read_text(),
+                                    docs_check.re.M), target
 
 
 def test_index_of_names(tmp_path):
     "The kept table is compared with what its page makes now."
-    cells = [
-        code("from IPython.display import Markdown"),
-        code("#| echo: false\nMarkdown('| a | b |')", shown("text/markdown", "| a | b |")),
-    ]
+    cells = [code("from IPython.display import Markdown"),
+             code("#| echo: false\nMarkdown('| a | b |')", shown("text/markdown", "| a | b |"))]
     page(tmp_path, notebook(TITLE, *cells), "api.ipynb")
     assert docs_check.check_api(tmp_path) == []
-    page(
-        tmp_path, notebook(TITLE, cells[0], code("Markdown('| a | c |')", *cells[1]["outputs"])), "api.ipynb"
-    )
+    page(tmp_path, notebook(TITLE, cells[0], code("Markdown('| a | c |')", *cells[1]["outputs"])),
+         "api.ipynb")
     assert ["execute the page" in f for f in docs_check.check_api(tmp_path)] == [True]

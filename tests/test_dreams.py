@@ -9,7 +9,6 @@ from gpvae.checks import InputError
 from gpvae.data import gather
 from gpvae.dreams import SOURCES, sample_images
 from gpvae.vae import frozen
-from gpvae.files import locked
 from gpvae.study.config import RunSpec, merge_settings
 from gpvae.study.methods import METHODS
 from models import build_model
@@ -39,7 +38,7 @@ def drawn(monkeypatch):
     monkeypatch.setattr("gpvae.train_step.sample_images", lambda model, n, *_: x[:n])
     return x
 
-# --- a step ----------------------------------------------------------------------------------------------------------------
+# --- a step ---------------------------------------------------------------------------------------
 
 def test_gradients_of_dreams_reach_the_encoder_in_their_share(drawn):
     "The decoder learns as without dreams; the encoder follows the mixture of @eq-dreams."
@@ -50,22 +49,28 @@ def test_gradients_of_dreams_reach_the_encoder_in_their_share(drawn):
     dreamed = model.terms(drawn).elbo(0.7).mean()
     price = model.weight_kl_per_image(100)
     for name, p in model.named_parameters():
-        if not p.requires_grad: continue
+        if not p.requires_grad:
+            continue
         of = lambda value: torch.autograd.grad(value, p, retain_graph=True, allow_unused=True)[0]
         if name.startswith("encoder"):
             parts = ((-(1 - SHARE), real), (-SHARE, dreamed), (1., price))
             expected = sum(w * g for w, v in parts if (g := of(v)) is not None)
-        else: expected = -of(real)
+        else:
+            expected = -of(real)
         torch.testing.assert_close(seen[name], expected, msg=lambda m: f"{name}: {m}")
 
 def test_a_held_decoder_makes_one_batch_of_both(drawn):
     model, x = bernoulli_model(gp_encoder()).train(), binary_images(6)
-    with frozen(model.decoder, model.likelihood): seen = gradients(model, x, DREAMING)
+    with frozen(model.decoder, model.likelihood):
+        seen = gradients(model, x, DREAMING)
     torch.manual_seed(0)
     loss = model.weight_kl_per_image(100) - model.terms(torch.cat([x, drawn])).elbo(0.7).mean()
-    assert set(seen) == {n for n, p in model.named_parameters() if n.startswith("encoder") and p.requires_grad}
+    assert set(seen) == {
+        n for n, p in model.named_parameters() if n.startswith("encoder") and p.requires_grad
+    }
     for name, p in model.named_parameters():
-        if name in seen: torch.testing.assert_close(seen[name], torch.autograd.grad(loss, p, retain_graph=True)[0])
+        if name in seen:
+            torch.testing.assert_close(seen[name], torch.autograd.grad(loss, p, retain_graph=True)[0])
 
 def test_without_dreams_a_step_is_what_it_was():
     "Bit for bit, and no random number is drawn for dreams."
@@ -84,7 +89,8 @@ def test_without_dreams_a_step_is_what_it_was():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_dreams(method):
     "Each method takes a step with dreams, and one with its decoder held, which changes no bit of it."
-    spec = RunSpec(method=method, z_dim=2, likelihood="bernoulli", settings=(("hidden", (8, 8)), ("network", "mlp")))
+    spec = RunSpec(method=method, z_dim=2, likelihood="bernoulli",
+                   settings=(("hidden", (8, 8)), ("network", "mlp")))
     model, x = build_model(spec, (1, 4, 4)), gather(images(6), torch.arange(6), "static", None)
     before, decoder = state(model.encoder), state(model.decoder)
     config = dataclasses.replace(CONFIG, dreams=0.5)
@@ -96,19 +102,21 @@ def test_every_method_dreams(method):
 
 def test_dreams_begin_when_they_are_asked_to():
     late = dataclasses.replace(CONFIG, dreams=0.5, dream_start=2)
-    (_, plain), (_, dreaming), (_, soon) = (fit(c) for c in (CONFIG, late, dataclasses.replace(late, dream_start=1)))
+    (_, plain), (_, dreaming), (_, soon) = (fit(c)
+                                            for c in (CONFIG, late, dataclasses.replace(late, dream_start=1)))
     bounds = lambda trainer: [h["valid_elbo"] for h in trainer.history]
     assert bounds(plain)[:2] == bounds(dreaming)[:2] and bounds(plain)[2] != bounds(dreaming)[2]
     assert bounds(soon)[0] == bounds(plain)[0] and bounds(soon)[1] != bounds(plain)[1]
 
-# --- where dreams come from ------------------------------------------------------------------------------------------------
+# --- where dreams come from -----------------------------------------------------------------------
 
 def linear(scale: float):
     "A model of six pixels whose encoder answers with the first two of them, scaled, and next to no width."
     toy = LinearGaussian()
     encoder = AmortizedEncoder(nn.Flatten(), 6, 2).double()
     with torch.no_grad():
-        for p in encoder.parameters(): p.zero_()
+        for p in encoder.parameters():
+            p.zero_()
         encoder.b.weight[:, :2] = scale * torch.eye(2)
         encoder.c.bias.fill_(-20.)
     return toy, VAE(encoder, toy.decoder, toy.likelihood)
@@ -126,7 +134,8 @@ def test_dreams_from_posteriors_are_of_their_images_in_turn():
     toy, model = linear(100.)
     x = toy.images(3)
     torch.manual_seed(0)
-    off = sample_images(model, 7, x, "posterior").flatten(1) - 100 * x.flatten(1)[[0, 1, 2, 0, 1, 2, 0], :2] @ toy.A.T - toy.a
+    off = sample_images(model, 7, x, "posterior").flatten(1) - 100 * x.flatten(1)[[0, 1, 2, 0, 1, 2, 0],
+                                                                                  :2] @ toy.A.T - toy.a
     assert off.abs().max() < 6 * toy.s # noise of the pixels, beside means of hundreds
 
 def test_both_take_half_from_each():
@@ -144,10 +153,14 @@ def test_dreaming_leaves_no_trace(source):
     assert torch.equal(state(model), before) and all(m.training for m in model.modules())
 
 def test_unknown_sources_and_shares_are_refused():
-    with pytest.raises(InputError, match="dream_source.*noise.*prior, posterior, both"): TrainConfig(dream_source="noise")
-    with pytest.raises(InputError, match="dreams is 1.*below 1"): TrainConfig(dreams=1.)
-    with pytest.raises(InputError, match="dreams is -0.5"): TrainConfig(dreams=-0.5)
-    with pytest.raises(InputError, match="dreams is 1.0"): merge_settings(RunSpec(settings=(("dreams", 1.),)))
+    with pytest.raises(InputError, match="dream_source.*noise.*prior, posterior, both"):
+        TrainConfig(dream_source="noise")
+    with pytest.raises(InputError, match="dreams is 1.*below 1"):
+        TrainConfig(dreams=1.)
+    with pytest.raises(InputError, match="dreams is -0.5"):
+        TrainConfig(dreams=-0.5)
+    with pytest.raises(InputError, match="dreams is 1.0"):
+        merge_settings(RunSpec(settings=(("dreams", 1.),)))
 
 def test_held_gives_back_what_it_found():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout()).train()
@@ -155,23 +168,26 @@ def test_held_gives_back_what_it_found():
     model[2].eval()
     before = [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
     with pytest.raises(RuntimeError), frozen(model):
-        assert not any(p.requires_grad for p in model.parameters()) and not any(m.training for m in model.modules())
+        assert not any(p.requires_grad for p in model.parameters())
+        assert not any(m.training for m in model.modules())
         raise RuntimeError
     assert before == ([p.requires_grad for p in model.parameters()], [m.training for m in model.modules()])
 
-# --- refits ----------------------------------------------------------------------------------------------------------------
+# --- refits ---------------------------------------------------------------------------------------
 
 def with_batch_norm():
     "A model whose decoder has running moments."
     model = small()
-    model.decoder = nn.Sequential(nn.Flatten(0, -2), nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 16), nn.Unflatten(0, (1, -1)))
+    model.decoder = nn.Sequential(nn.Flatten(0, -2), nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 16),
+                                  nn.Unflatten(0, (1, -1)))
     return model
 
 @pytest.mark.parametrize("build", [small, with_batch_norm])
 def test_refit_leaves_the_decoder_as_it_is(build):
     model = build()
     decoder, encoder = state(model.decoder), state(model.encoder)
-    trainer = refit(model, images(32), images(40, seed=1), "static", dataclasses.replace(CONFIG, dreams=0.5), bar=False)
+    trainer = refit(model, images(32), images(40, seed=1), "static", dataclasses.replace(CONFIG, dreams=0.5),
+                    bar=False)
     assert torch.equal(state(model.decoder), decoder) and not torch.equal(state(model.encoder), encoder)
     assert len(trainer.history) == CONFIG.epochs and all(p.requires_grad for p in model.parameters())
 

@@ -48,9 +48,8 @@ def test_within_the_tolerance_of_the_exact_answer(short):
     x = lg.unit(60)
     r = found(lg.model(lg.off), x, 0.1)
     assert r.reached and r.error <= 0.1 and abs((r.log_px - lg.log_px(x)).mean()) < 0.1
-    assert list(r.tried)[-1] == r.estimator and all(
-        error > 0.1 for e, error in r.tried.items() if e != r.estimator
-    )
+    assert list(r.tried)[-1] == r.estimator
+    assert all(error > 0.1 for e, error in r.tried.items() if e != r.estimator)
     assert r.log_px.dtype == F64 and r.log_px.shape == (60,)
 
 @pytest.mark.parametrize("curved", [True, False])
@@ -68,9 +67,8 @@ def test_no_error_is_reported_below_what_an_estimator_lacks(curved, short):
             assert lack.mean() < error + 3 * lack.std() / 40**0.5 + 0.02, e
             if e.proposal != "posterior":
                 break
-    assert {e.proposal for e in _ladder(model)} == (
-        {"posterior", "newton", "curvature", "best"} if curved else {"posterior", "step", "best"}
-    )
+    assert {e.proposal for e in _ladder(model)} == ({"posterior", "newton", "curvature", "best"} if curved
+                                                    else {"posterior", "step", "best"})
 
 
 def test_the_reference_of_a_bent_model_is_no_better_than_it_says():
@@ -91,17 +89,10 @@ def test_the_cheapest_is_tried_first():
         "newton", 30
     )  # of few latents a round costs little
     assert _ladder(uncurved(model))[0] == Estimator("posterior", 100)
-    assert (
-        Estimator("posterior", 30).rows(20)
-        < Estimator("step", 30).rows(20)
-        < Estimator("newton", 30).rows(20)
-        < Estimator("curvature", 30).rows(20)
-    )
-    assert (
-        Estimator("curvature", 30).rows(20)
-        < Estimator("best", 30).rows(20)
-        < Estimator("best", 8, temperatures=10).rows(20)
-    )
+    assert (Estimator("posterior", 30).rows(20) < Estimator("step", 30).rows(20)
+            < Estimator("newton", 30).rows(20) < Estimator("curvature", 30).rows(20))
+    assert (Estimator("curvature", 30).rows(20) < Estimator("best", 30).rows(20)
+            < Estimator("best", 8, temperatures=10).rows(20))
 
 
 def test_a_step_goes_half_of_the_way_and_two_rounds_all_of_it():
@@ -127,13 +118,9 @@ def test_the_seed_decides_and_the_choice_has_noise_of_its_own(short, monkeypatch
     a, b, other = (found(model, x, 2., seed=s) for s in (3, 3, 4))
     assert torch.equal(a.log_px, b.log_px) and a.tried == b.tried and not torch.equal(a.log_px, other.log_px)
     call = Estimator.__call__
-    monkeypatch.setattr(
-        Estimator,
-        "__call__",
-        lambda self, model, x, kind, seed, *rest: (
-            seeds.append(seed) or call(self, model, x, kind, seed, *rest)
-        ),
-    )
+    monkeypatch.setattr(Estimator, "__call__", lambda self, model, x, kind, seed, *rest: (
+        seeds.append(seed) or call(self, model, x, kind, seed, *rest)
+    ))
     found(model, x, 2., seed=3)
     *before, last = seeds
     assert last == 3 and last not in before and len(set(before)) == 2 # of the reference, and of what is tried
@@ -143,21 +130,18 @@ def test_words_where_nothing_will_do(short, monkeypatch):
         bernoulli_model(Call(lambda x: DiagonalGaussian(x.new_ones(len(x), 2), x.new_zeros(len(x), 2)))),
         binary_images(10),
     )
-    monkeypatch.setattr(
-        evidence, "_ladder", lambda model: [Estimator("posterior", 10), Estimator("posterior", 20)]
-    )
-    with pytest.warns(
-        UserWarning, match="^no estimator is known to reach 0.0001 nats: the mean may be too low by "
-    ):
+    monkeypatch.setattr(evidence, "_ladder",
+                        lambda model: [Estimator("posterior", 10), Estimator("posterior", 20)])
+    with pytest.warns(UserWarning,
+                      match="^no estimator is known to reach 0.0001 nats: the mean may be too low by "):
         r = found(model, x, 1e-4)
     assert not r.reached and r.error > 1e-4 and r.estimator == Estimator("posterior", 20)
 
 def test_a_reference_that_is_not_sure_is_enough_for_nothing(monkeypatch):
     lg = Unit()
     x = lg.unit(10)
-    monkeypatch.setattr(
-        evidence, "_reference", lambda model, x, *rest: evidence._Reference(lg.log_px(x), 0.5)
-    )
+    monkeypatch.setattr(evidence, "_reference",
+                        lambda model, x, *rest: evidence._Reference(lg.log_px(x), 0.5))
     monkeypatch.setattr(evidence, "_ladder", lambda model: [Estimator("curvature", 30)])
     with pytest.warns(UserWarning, match="0.5 of them because annealing itself is not sure$"):
         assert not found(lg.model(lg.off), x, 0.1).reached
@@ -175,20 +159,20 @@ def test_a_faulty_estimate_is_no_success(short, monkeypatch):
 
 def test_an_estimate_above_the_reference_is_no_credit(monkeypatch):
     "It proves that the reference is too low by as much: the error is at least that."
-    lg = Unit(); x = lg.unit(20)
+    lg = Unit()
+    x = lg.unit(20)
     reference = evidence._Reference(lg.log_px(x) - 3., 0.)
     monkeypatch.setattr(evidence, "_ladder", lambda model: [Estimator("curvature", 30)])
-    with torch.no_grad(): [(_, error)] = evidence._tried(lg.model(lg.off), x, "floats", reference, 1)
+    with torch.no_grad():
+        [(_, error)] = evidence._tried(lg.model(lg.off), x, "floats", reference, 1)
     assert 2.9 < error < 3.2
 
 def test_bad_input():
     lg = Unit()
     model, x = lg.model(lg.off), lg.unit(4)
-    for options, words in (
-        ({"tolerance": 0.0}, "tolerance is 0"),
-        ({"pilot": 1}, "pilot is 1"),
-        ({"tolerance": math.nan}, "tolerance is nan"),
-    ):
+    for options, words in (({"tolerance": 0.0}, "tolerance is 0"),
+                           ({"pilot": 1}, "pilot is 1"),
+                           ({"tolerance": math.nan}, "tolerance is nan")):
         with pytest.raises(InputError, match=words):
             found(model, x, **options)
     with pytest.raises(InputError, match="images is 1"):

@@ -26,9 +26,8 @@ def test_the_best_gaussians_leave_what_is_known():
     lg = Bytes()
     x = lg.bytes(4)
     pixels = x.double() / 255
-    gaps = measure_gaps(
-        lg.model(lg.off), x, AISConfig(temperatures=20, chains=4), CLIMB, "none", samples=40_000
-    )
+    gaps = measure_gaps(lg.model(lg.off), x, AISConfig(temperatures=20, chains=4), CLIMB, "none",
+                        samples=40_000)
     precision = torch.linalg.inv(lg.cov)
     missing = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision)).item()
     assert missing > 0.05
@@ -42,12 +41,8 @@ def test_chunks_have_the_numbers_of_the_whole():
     "Annealing of each image; bounds and searches of a chunk that begins where another did."
     lg = Bytes()
     model, x = lg.model(lg.off), lg.bytes(6)
-    quick = (
-        AISConfig(temperatures=3, chains=4, leapfrog_steps=1, start="posterior"),
-        Climb(steps=25),
-        "none",
-        20,
-    )
+    quick = (AISConfig(temperatures=3, chains=4, leapfrog_steps=1, start="posterior"), Climb(steps=25),
+             "none", 20)
     whole, rest = measure_gaps(model, x, *quick), measure_gaps(model, x[4:], *quick, first=4)
     np.testing.assert_allclose(rest.log_px, whole.log_px[4:], rtol=1e-6)
     again = measure_gaps(model, x[4:], *quick, first=4, parts=("diagonal", "bound"))
@@ -58,42 +53,25 @@ def test_chunks_have_the_numbers_of_the_whole():
 def test_what_was_not_measured_is_not_a_number():
     lg = Bytes()
     told = []
-    gaps = measure_gaps(
-        lg.model(lg.off),
-        lg.bytes(3),
-        binarisation="none",
-        samples=10,
-        parts=("bound",),
-        progress=lambda *a: told.append(a),
-    )
-    assert (
-        np.isfinite(gaps.elbo).all()
-        and np.isnan(gaps.total).all()
-        and gaps.converged.all()
-        and told == [("bound", 3)]
-    )
+    gaps = measure_gaps(lg.model(lg.off), lg.bytes(3), binarisation="none", samples=10, parts=("bound",),
+                        progress=lambda *a: told.append(a))
+    assert (np.isfinite(gaps.elbo).all() and np.isnan(gaps.total).all() and gaps.converged.all()
+            and told == [("bound", 3)])
     assert {f for fields in PARTS.values() for f in fields} == set(Gaps._fields)
     with pytest.raises(InputError, match="part 'diagnal' is unknown.*diagonal"):
         measure_gaps(lg.model(lg.off), lg.bytes(3), parts=("diagnal",))
 
 def made_up(n=50):
-    return Gaps(
-        *(np.linspace(a, a + 1, n) for a in (-90.0, -97.0, -93.0, -92.0, 5.0)),
-        np.arange(n) > 0,
-        np.arange(n) != 1,
-    )
+    return Gaps(*(np.linspace(a, a + 1, n) for a in (-90.0, -97.0, -93.0, -92.0, 5.0)), np.arange(n) > 0,
+                np.arange(n) != 1)
 
 
 def test_the_table_counts_what_failed():
     gaps = made_up()
     gaps.log_px[3] = np.nan
     row = gap_table({"vae": gaps}).loc["vae"]
-    assert (
-        row["not converged"] == 2
-        and row["images"] == 49
-        and row["amortization"].startswith("4.00 ±")
-        and row["approximation"].startswith("3.0")
-    )
+    assert (row["not converged"] == 2 and row["images"] == 49 and row["amortization"].startswith("4.00 ±")
+            and row["approximation"].startswith("3.0"))
     assert mean_error(np.array([1., 3., np.nan])) == "2.00 ± 1.00"
 
 def test_width_one_is_the_method_itself():
@@ -101,30 +79,20 @@ def test_width_one_is_the_method_itself():
     x = lg.bytes(6)
     model = lg.model(lg.off)
     row = iwae_by_width(model, x, 20, "none", (0.5, 1.))
-    assert (
-        np.array_equal(row[1.0], evaluate(model, x, 20, "none").iwae.numpy())
-        and row[0.5].mean() != row[1.0].mean()
-    )
+    assert (np.array_equal(row[1.0], evaluate(model, x, 20, "none").iwae.numpy())
+            and row[0.5].mean() != row[1.0].mean())
 
 
 def test_measuring_leaves_the_model_as_it_was():
     x = (255 * (torch.rand(3, 1, 4, 4, generator=seeded()) < 0.5)).byte()
     model = bernoulli_model(gp_encoder()).float().train()
     model.decoder.eval()
-    before, state = (
-        [m.training for m in model.modules()],
-        {k: v.clone() for k, v in model.state_dict().items()},
-    )
-    measure_gaps(
-        model,
-        x,
-        AISConfig(temperatures=2, chains=2, leapfrog_steps=1, start="best"),
-        Climb(steps=25),
-        samples=5,
-    )
-    assert [m.training for m in model.modules()] == before and all(
-        torch.equal(v, state[k]) for k, v in model.state_dict().items()
-    )
+    before, state = ([m.training for m in model.modules()],
+                     {k: v.clone() for k, v in model.state_dict().items()})
+    measure_gaps(model, x, AISConfig(temperatures=2, chains=2, leapfrog_steps=1, start="best"),
+                 Climb(steps=25), samples=5)
+    assert [m.training for m in model.modules()] == before
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
 def test_no_images_to_measure():
@@ -142,9 +110,8 @@ def test_scores_of_an_encoder_and_of_its_control():
         np.testing.assert_allclose(of[name], v.double().numpy(), rtol=1e-5, atol=1e-5)
     q = model.posterior((x > 127).float())
     np.testing.assert_allclose(
-        of["entropy"],
-        torch.distributions.Normal(q.mu, q.log_sigma.exp()).entropy().sum(-1).detach().numpy(),
-        rtol=1e-5,
+        of["entropy"], torch.distributions.Normal(q.mu, q.log_sigma.exp()).entropy().sum(-1).detach().numpy(),
+        rtol=1e-5
     )
 
 
@@ -171,11 +138,8 @@ def test_rankings():
     rng = np.random.default_rng(0)
     gap = rng.exponential(size=1000)
     good, bad = gap**3, rng.normal(size=1000)
-    assert (
-        spearman(good, gap) > 1 - 1e-12
-        and spearman(-good, gap) < -1 + 1e-12
-        and best_score({"bad": bad, "good": good}, gap) == "good"
-    )
+    assert (spearman(good, gap) > 1 - 1e-12 and spearman(-good, gap) < -1 + 1e-12
+            and best_score({"bad": bad, "good": good}, gap) == "good")
     rho, low, high, _ = bootstrap(spearman, bad, gap)
     assert abs(rho) < 0.1 and low < rho < high and 0.08 < high - low < 0.16
     table = by_decile(good, gap, decile_edges(good))
@@ -188,7 +152,8 @@ def test_a_score_with_a_nan_is_never_the_best_and_in_no_decile():
     for names in ({"bad": bad, "good": good}, {"good": good, "bad": bad}):
         assert best_score(names, gap) == "good"
     assert by_decile(bad, gap, decile_edges(bad))["images"].sum() == 99
-    with pytest.raises(InputError, match="no score of bad"): best_score({"bad": bad}, gap)
+    with pytest.raises(InputError, match="no score of bad"):
+        best_score({"bad": bad}, gap)
 
 def test_shifts():
     x = (255 * (torch.rand(50, 1, 8, 8, generator=seeded(5)) < 0.3)).byte()

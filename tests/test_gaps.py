@@ -25,14 +25,8 @@ from gpvae.study.studies import grid
 from gpvae.study.tables import with_interval
 from toys import bernoulli_model, gp_encoder, seeded
 
-QUICK = GapSettings(
-    AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start="posterior"),
-    Climb(steps=25),
-    samples=40,
-    k=10,
-    simulated=4,
-    chunk=16,
-)
+QUICK = GapSettings(AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start="posterior"), Climb(steps=25),
+                    samples=40, k=10, simulated=4, chunk=16)
 COUNTS = dict(test=24, train=4, valid=20)
 SETTINGS = dict(n_train=200, n_valid=50, n_test=50, hidden=(16,), epochs=2)
 
@@ -74,15 +68,11 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
         measure_split(tmp_path, model, "train", x, "static", GapSettings(samples=41))
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        (dict(widths=(2.0,)), "it must contain 1"),
-        (dict(widths=(1.0, 0.0)), "every factor must be positive"),
-        (dict(samples=0), "samples"),
-        (dict(chunk=0), "chunk"),
-    ],
-)
+@pytest.mark.parametrize("values, message",
+                         [(dict(widths=(2.0,)), "it must contain 1"),
+                          (dict(widths=(1.0, 0.0)), "every factor must be positive"),
+                          (dict(samples=0), "samples"),
+                          (dict(chunk=0), "chunk")])
 def test_settings_that_cannot_be_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         GapSettings(**values)
@@ -100,14 +90,8 @@ def test_rounding_keeps_what_is_not_a_number():
 def shown(tmp_path_factory):
     "Folder, study and store of three short runs that are measured."
     folder = tmp_path_factory.mktemp("gaps")
-    study = grid(
-        "digits",
-        ["vae", "gpvae", "sa-1"],
-        seeds=1,
-        settings=SETTINGS,
-        name="short",
-        title="Likelihoods on short runs",
-    )
+    study = grid("digits", ["vae", "gpvae", "sa-1"], seeds=1, settings=SETTINGS, name="short",
+                 title="Likelihoods on short runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(annealing, "_PILOT_TEMPERATURES", 3)
         store = Store(folder / "store")
@@ -144,11 +128,8 @@ def test_rows_join_those_of_the_runs(shown):
 def test_every_method_has_the_scores_that_it_can_have(shown):
     free = {"entropy", "reconstruction", "kl", "feature_norm", "leverage"}
     runs = runs_of(shown)
-    assert set(runs["vae"].scores()) == free and set(runs["sa-1"].scores()) >= {
-        "entropy",
-        "reconstruction",
-        "kl",
-    }
+    assert set(runs["vae"].scores()) == free
+    assert set(runs["sa-1"].scores()) >= {"entropy", "reconstruction", "kl"}
     assert list(runs["gpvae"].scores())[:4] == list(gap_tables.PROCESS)
     scores = runs["gpvae"].scores()
     assert set(scores) == free | set(gap_tables.PROCESS)
@@ -173,9 +154,7 @@ def test_kept_pictures_are_the_easiest_and_the_hardest_images(shown):
     folder, study, _ = shown
     runs = runs_of(shown)
     assert {line: set(gap_tables.pictures(run)) for line, run in runs.items()} == {
-        "vae": {"amortization"},
-        "gpvae": {"amortization", "doubt"},
-        "sa-1": set(),
+        "vae": {"amortization"}, "gpvae": {"amortization", "doubt"}, "sa-1": set()
     }
     result = open_run(folder / "runs" / runs["gpvae"].row["run"])
     splits = prepare_splits(load_images(result.config), result.config.binarisation)
@@ -192,14 +171,12 @@ def test_cells_are_the_means_of_the_images(shown):
     table, parts = gap_tables.decomposition(results), gap_tables.gap_parts(results)
     for line, run_ in runs.items():
         c = run_.split("test")
-        expected = {
-            "log p(x)": c["log_px"],
-            "total gap": c["log_px"] - c["elbo"],
-            "ELBO": c["elbo"],
-            "approximation": c["log_px"] - c["diagonal"],
-            "full covariance": c["log_px"] - c["full"],
-            "amortization": c["diagonal"] - c["elbo"],
-        }
+        expected = {"log p(x)": c["log_px"],
+                    "total gap": c["log_px"] - c["elbo"],
+                    "ELBO": c["elbo"],
+                    "approximation": c["log_px"] - c["diagonal"],
+                    "full covariance": c["log_px"] - c["full"],
+                    "amortization": c["diagonal"] - c["elbo"]}
         for column, values in expected.items():
             assert table.loc[line, column].replace("−", "-").startswith(f"{values.mean():.2f} ±")
         assert parts.loc[line, "approximation"] + parts.loc[line, "amortization"] == pytest.approx(
@@ -259,16 +236,9 @@ def made_up(knows=1.0, gap=2.0, free=0.5, n=300, seed=0):
     for split in ("test", "valid"):
         amortization, approximation = rng.gamma(4.0, gap / 4, n), rng.gamma(4.0, 0.5, n)
         process = knows * amortization + 0.1 * rng.normal(size=n) + 2
-        columns = dict(
-            log_px=-93 + approximation,
-            diagonal=np.full(n, -93.0),
-            elbo=-93 - amortization,
-            score_f=process,
-            score_g=process / 2,
-            score_f_relative=process,
-            score_kl=free * amortization + rng.normal(size=n),
-            score_entropy=rng.normal(size=n),
-        )
+        columns = dict(log_px=-93 + approximation, diagonal=np.full(n, -93.0), elbo=-93 - amortization,
+                       score_f=process, score_g=process / 2, score_f_relative=process,
+                       score_kl=free * amortization + rng.normal(size=n), score_entropy=rng.normal(size=n))
         arrays |= {f"{split}_{k}": v.astype(np.float32) for k, v in columns.items()}
     return MeasuredRun(pd.Series(dtype=object), arrays)
 

@@ -29,9 +29,8 @@ def test_exact_on_a_linear_gaussian_model(rounds, samples):
         close(q.mu, lg.mean(x))
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize(
-    "decoder", [mlp_decoder(3, (1, 8, 8), (9,)), ConvDecoder(3, (1, 8, 8), 8, 2)], ids=["mlp", "conv"]
-)
+@pytest.mark.parametrize("decoder", [mlp_decoder(3, (1, 8, 8), (9,)), ConvDecoder(3, (1, 8, 8), 8, 2)],
+                         ids=["mlp", "conv"])
 def test_gradient_and_curvature_are_those_of_the_joint(likelihood, decoder):
     "By automatic differentiation: the second derivative of a rectifier is zero almost everywhere."
     torch.manual_seed(0)
@@ -56,10 +55,8 @@ def test_its_bound_is_nearly_the_best():
 
 def test_images_do_not_know_of_each_other():
     model, x, start = bernoulli_model(Call(None)), binary_images(6), anywhere(6)
-    whole, part = (
-        gauss_newton(model, x, start),
-        gauss_newton(model, x[3:], DiagonalGaussian(start.mu[3:], start.log_sigma[3:])),
-    )
+    whole, part = (gauss_newton(model, x, start),
+                   gauss_newton(model, x[3:], DiagonalGaussian(start.mu[3:], start.log_sigma[3:])))
     close(whole.mu[3:], part.mu)
     close(whole.L[3:], part.L)
 
@@ -85,9 +82,8 @@ class Other(nn.Module):
 
 def test_it_says_what_it_needs():
     lg = LinearGaussian()
-    with pytest.raises(
-        InputError, match="^Other states no score and curvature: search for the best Gaussian instead$"
-    ):
+    with pytest.raises(InputError,
+                       match="^Other states no score and curvature: search for the best Gaussian instead$"):
         gauss_newton(VAE(Call(None), lg.decoder, Other()), lg.images(2), anywhere(2))
     with torch.inference_mode(), pytest.raises(InputError, match="no_grad"):
         gauss_newton(lg.model(lg.rough), lg.images(2), anywhere(2))

@@ -49,9 +49,8 @@ def assert_same_mean(a, b, errors=4.):
 @pytest.mark.parametrize("image", range(3))
 def test_elbo_is_pyros(model, image):
     x = binary_images(3)[image:image + 1]
-    theirs = estimates(
-        Trace_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1), model, x, 100
-    )
+    theirs = estimates(Trace_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1), model, x,
+                       100)
     with torch.no_grad():
         ours = model.elbo(x.expand(5000, -1, -1, -1), 1, seeded())
     assert_same_mean(theirs, ours)
@@ -59,9 +58,8 @@ def test_elbo_is_pyros(model, image):
 @pytest.mark.parametrize("image", range(3))
 def test_iwae_is_pyros(model, image):
     x = binary_images(3)[image:image + 1]
-    theirs = estimates(
-        RenyiELBO(alpha=0, num_particles=K, vectorize_particles=True, max_plate_nesting=1), model, x, 400
-    )
+    theirs = estimates(RenyiELBO(alpha=0, num_particles=K, vectorize_particles=True, max_plate_nesting=1),
+                       model, x, 400)
     with torch.no_grad():
         ours = estimate_batch(model, x.expand(5000, -1, -1, -1), K, rows=100_000, generator=seeded())
     assert_same_mean(theirs, ours.iwae)
@@ -92,13 +90,8 @@ def optimum(psi, y):
     "The q(W) that maximises the objective."
     layer = RandomLinear(4, 2, "full", prior_scale=ALPHA).double()
     layer.log_prior.data.fill_(torch.tensor(ALPHA, dtype=F64).log())
-    optimizer = torch.optim.LBFGS(
-        [layer.mean, *layer.cov.parameters()],
-        max_iter=1000,
-        tolerance_grad=1e-11,
-        tolerance_change=1e-14,
-        line_search_fn="strong_wolfe",
-    )
+    optimizer = torch.optim.LBFGS([layer.mean, *layer.cov.parameters()], max_iter=1000, tolerance_grad=1e-11,
+                                  tolerance_change=1e-14, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
@@ -133,10 +126,8 @@ def test_the_optimum_is_the_evidence():
     """At the optimum the objective is the log marginal likelihood of the regression, but for the constant of
     the noise."""
     psi, y, _ = data()
-    p = torch.distributions.MultivariateNormal(
-        torch.zeros(12, dtype=F64), ALPHA**2 * psi @ psi.T + NOISE * torch.eye(12, dtype=F64)
-    )
+    p = torch.distributions.MultivariateNormal(torch.zeros(12, dtype=F64),
+                                               ALPHA**2 * psi @ psi.T + NOISE * torch.eye(12, dtype=F64))
     constant = -0.5 * y.numel() * torch.tensor(2 * torch.pi * NOISE, dtype=F64).log()
-    torch.testing.assert_close(
-        objective(optimum(psi, y), psi, y).detach() + constant, p.log_prob(y.T).sum(), rtol=1e-8, atol=1e-8
-    )
+    torch.testing.assert_close(objective(optimum(psi, y), psi, y).detach() + constant, p.log_prob(y.T).sum(),
+                               rtol=1e-8, atol=1e-8)

@@ -66,10 +66,8 @@ def test_numbers_are_those_of_runs_one_after_the_other(made, tmp_path):
         alone = run(spec, tmp_path, "cpu", bar=False)
         assert rows.loc[line, "run"] == alone.config.id
         assert rows.loc[line, "elbo"] == pytest.approx(alone.row["elbo"], rel=1e-5)
-        weights = [
-            load_checkpoint(root / alone.config.trained.id / "checkpoint.safetensors")[0]
-            for root in (folder / "runs", tmp_path)
-        ]
+        weights = [load_checkpoint(root / alone.config.trained.id / "checkpoint.safetensors")[0]
+                   for root in (folder / "runs", tmp_path)]
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
@@ -133,12 +131,8 @@ def test_runs_are_timed_only_where_they_were_made(runs, tmp_path, monkeypatch):
 def test_parents_come_first_though_nobody_asked_for_them(tmp_path):
     jobs = missing(study_of(stepped=STEPPED, gpvae=GPVAE, refit=REFIT), Store(tmp_path), tmp_path / "runs")
     vae, gpvae, refit, stepped = (resolve(spec).id for spec in (VAE, GPVAE, REFIT, STEPPED))
-    assert {id: job.parents for id, job in jobs.items()} == {
-        vae: (),
-        gpvae: (),
-        refit: (vae,),
-        stepped: (refit,),
-    }
+    assert {id: job.parents for id, job in jobs.items()} == {vae: (), gpvae: (), refit: (vae,),
+                                                             stepped: (refit,)}
     assert [job.depth for job in jobs.values()] == [0, 0, 1, 2]
 
 
@@ -173,16 +167,8 @@ def test_one_bar_for_the_grid_and_one_for_the_run_in_front(tmp_path, capfd):
 
 def rows_of(*rows):
     "Rows that differ so from one of the VAE with 100 s of training."
-    usual = dict(
-        machine="a machine",
-        dataset="digits",
-        budget="smoke",
-        method="vae",
-        z_dim=2,
-        n_train=100,
-        epochs=10,
-        train_seconds=100.0,
-    )
+    usual = dict(machine="a machine", dataset="digits", budget="smoke", method="vae", z_dim=2, n_train=100,
+                 epochs=10, train_seconds=100.0)
     return pd.DataFrame([usual | row for row in rows])
 
 
@@ -209,10 +195,8 @@ def test_a_plan_is_one_table_and_one_line(tmp_path):
     assert table.index.tolist() == [("stepped", 2), ("gpvae", 2), ("runs that others begin with", 2)]
     assert table["missing"].tolist() == [1, 1, 2] and not any(tmp_path.iterdir())
     assert describe_plan(table) == "0 finished, 4 missing, about 1 min with 2 side by side"
-    assert (
-        describe_plan(table.assign(hours=2.0), 3)
-        == "0 finished, 4 missing, about 2.0 hours with 3 side by side"
-    )
+    assert (describe_plan(table.assign(hours=2.0), 3)
+            == "0 finished, 4 missing, about 2.0 hours with 3 side by side")
 
 
 # --- stopped commands -----------------------------------------------------------------------------

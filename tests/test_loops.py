@@ -20,13 +20,8 @@ from gpvae.vae import VAE
 from toys import binary_images, seeded
 
 SHAPE = (1, 4, 4)
-OPTIONS = [
-    {},
-    {"covariance": "full"},
-    {"covariance": "none"},
-    {"features": "layernorm"},
-    {"own_features": True},
-]
+OPTIONS = [{}, {"covariance": "full"}, {"covariance": "none"}, {"features": "layernorm"},
+           {"own_features": True}]
 
 
 def encoder_of(**options):
@@ -165,31 +160,25 @@ def fitted_by_lightning(precision, folder):
         def configure_optimizers(self): return torch.optim.Adam(self.parameters(), 1e-2)
     torch.manual_seed(0)
     lit, x = Lit(), images(4).repeat(64, 1, 1, 1)  # four images, so that there is something to learn
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(x), 64, generator=seeded(), shuffle=True
-    )
-    quiet = dict.fromkeys(
-        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-    )
-    lightning.Trainer(
-        max_epochs=10, accelerator="cpu", precision=precision, default_root_dir=folder, **quiet
-    ).fit(lit, loader)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), 64, generator=seeded(),
+                                         shuffle=True)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
+                          False)
+    lightning.Trainer(max_epochs=10, accelerator="cpu", precision=precision, default_root_dir=folder,
+                      **quiet).fit(lit, loader)
     return lit.model, lit.losses
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(
-    importlib.util.find_spec("lightning") is None,
-    reason="lightning is not installed: pip install gpvae[bench]",
-)
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None,
+                    reason="lightning is not installed: pip install gpvae[bench]")
 def test_lightnings_own_mixed_precision(tmp_path):
     (mixed, losses), (plain, others) = (fitted_by_lightning(p, tmp_path) for p in ("bf16-mixed", "32-true"))
     assert {cast for _, cast in losses} == {True} and {cast for _, cast in others} == {False}
     assert len(losses) == 40 and losses[-1][0] < losses[0][0] - 0.5
     for (a, _), (b, _) in zip(losses, others):
         assert abs(a - b) < 0.1 * abs(b)
-    assert all(
-        p.dtype == torch.float32 and p.isfinite().all() for p in (*mixed.parameters(), *mixed.buffers())
-    )
+    assert all(p.dtype == torch.float32 and p.isfinite().all()
+               for p in (*mixed.parameters(), *mixed.buffers()))
     x = (255 * images(50, 2)).byte()
     a, b = (evaluate(m, x, 20).elbo.mean() for m in (mixed, plain))
     assert abs(a - b) < 0.1 * abs(b)
@@ -213,23 +202,14 @@ def test_floats_by_name_are_the_pixels_that_bytes_are():
     x, model = (255 * images(20)).byte(), model_of()
     floats = to_float(x, "none")
     assert torch.equal(evaluate(model, x, 5, "none").iwae, evaluate(model, floats, 5, "floats").iwae)
-    trained = [
-        train(model_of(), data, data, how, TrainConfig(epochs=1), bar=False).history[0]["elbo"]
-        for data, how in ((x, "none"), (floats, "floats"))
-    ]
+    trained = [train(model_of(), data, data, how, TrainConfig(epochs=1), bar=False).history[0]["elbo"]
+               for data, how in ((x, "none"), (floats, "floats"))]
     assert trained[0] == trained[1]
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        torch.rand(5, *SHAPE),
-        torch.rand(5, *SHAPE) < 0.5,
-        torch.full((5, *SHAPE), float("nan")),
-        torch.ones(5, *SHAPE).byte(),
-        torch.randint(9, (5, *SHAPE)),
-    ],
-    ids=["floats", "bool", "nan", "0/1", "int64"],
-)
+@pytest.mark.parametrize("wrong",
+                         [torch.rand(5, *SHAPE), torch.rand(5, *SHAPE) < 0.5,
+                          torch.full((5, *SHAPE), float("nan")), torch.ones(5, *SHAPE).byte(),
+                          torch.randint(9, (5, *SHAPE))], ids=["floats", "bool", "nan", "0/1", "int64"])
 @pytest.mark.parametrize("call", ["evaluate", "train", "valid"])
 def test_pixels_of_another_kind_are_refused_in_one_line(wrong, call):
     right = (255 * binary_images(5, SHAPE, 2, torch.float32)).byte()
@@ -237,11 +217,6 @@ def test_pixels_of_another_kind_are_refused_in_one_line(wrong, call):
         if call == "evaluate":
             evaluate(model_of(), wrong, 3)
         else:
-            train(
-                model_of(),
-                *((wrong, right) if call == "train" else (right, wrong)),
-                "static",
-                TrainConfig(epochs=1),
-                bar=False,
-            )
+            train(model_of(), *((wrong, right) if call == "train" else (right, wrong)), "static",
+                  TrainConfig(epochs=1), bar=False)
     assert "\n" not in str(e.value) and "pixels" in str(e.value)

@@ -1,4 +1,5 @@
-"The oracles can fail: a handful of the mutants of tests/mutants, each a small mistake that the named test must notice. `make mutants` makes them all."
+"""The oracles can fail: a handful of the mutants of tests/mutants, each a small mistake that the named test
+must notice. `make mutants` makes them all."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,15 +12,9 @@ from mutants.copies import TESTS, Copy
 from mutants.table import MUTANTS
 
 PACKAGE = Path(gpvae.__file__).parent
-HANDFUL = (
-    "KL with the wrong sign",
-    "mean over grey pixels",
-    "no 1/N before the weight KL",
-    "log-determinant of the flow added",
-    "log q added",
-    "momentum against the gradient",
-    "inner step downhill",
-)
+HANDFUL = ("KL with the wrong sign", "mean over grey pixels", "no 1/N before the weight KL",
+           "log-determinant of the flow added", "log q added", "momentum against the gradient",
+           "inner step downhill")
 
 
 def test_every_mutant_has_its_place():
@@ -72,15 +67,9 @@ class A:
 """
 
 
-@pytest.mark.parametrize(
-    "function, first, last",
-    [
-        ("f", "def f(x)", "y + 1\n"),
-        ("A.f", "    @property", "return 1\n"),
-        ("A.B.f", "        def f", "2)\n"),
-        ("A", "class A", "2)\n"),
-    ],
-)
+@pytest.mark.parametrize("function, first, last",
+                         [("f", "def f(x)", "y + 1\n"), ("A.f", "    @property", "return 1\n"),
+                          ("A.B.f", "        def f", "2)\n"), ("A", "class A", "2)\n")])
 def test_a_function_is_found_by_name(function, first, last):
     a, b = span(SOURCE, function)
     assert SOURCE[a:b].startswith(first) and SOURCE[a:b].endswith(last)
@@ -94,40 +83,31 @@ def test_only_its_function_changes_however_its_lines_are_broken():
     )
 
 
-@pytest.mark.parametrize(
-    "where, right, wrong, said",
-    [
-        ("m:h", "x", "y", "there is no h"),
-        ("m:A.g", "x", "y", "there is no A.g"),
-        ("m:f", "z", "y", "'z' occurs 0 times in f"),
-        ("m:f", "x", "y", "'x' occurs 2 times in f"),
-        ("m:f", "y + 1", "y +", "is no Python"),
-        ("m:f", "retur", "x", "'retur' occurs 0 times"),
-        ("m:f", "eturn y", "x", "occurs 0 times in f"),
-    ],
-)
+@pytest.mark.parametrize("where, right, wrong, said",
+                         [("m:h", "x", "y", "there is no h"),
+                          ("m:A.g", "x", "y", "there is no A.g"),
+                          ("m:f", "z", "y", "'z' occurs 0 times in f"),
+                          ("m:f", "x", "y", "'x' occurs 2 times in f"),
+                          ("m:f", "y + 1", "y +", "is no Python"),
+                          ("m:f", "retur", "x", "'retur' occurs 0 times"),
+                          ("m:f", "eturn y", "x", "occurs 0 times in f")])
 def test_a_mutant_without_a_place_is_named(where, right, wrong, said, tmp_path):
     m = Mutant("the mistake", where, "oracles::test_kept", right, wrong)
     with pytest.raises(Lost, match=said.replace("+", r"\+")):
         mutated(SOURCE, m)
     (tmp_path / "m.py").write_text(SOURCE)
     (tmp_path / "test_oracles.py").write_text("def test_kept(): pass\n")
-    assert said in lost([m], tmp_path, tmp_path)[0] and lost([m], tmp_path, tmp_path)[0].startswith(
-        f"the mistake ({where})"
-    )
+    assert said in lost([m], tmp_path, tmp_path)[0]
+    assert lost([m], tmp_path, tmp_path)[0].startswith(f"the mistake ({where})")
 
 
 def test_a_lost_test_or_module_is_named(tmp_path):
     (tmp_path / "m.py").write_text(SOURCE)
     (tmp_path / "test_oracles.py").write_text("def test_kept(): pass\n")
     good = Mutant("good", "m:f", "oracles::test_kept", "y + 1", "y - 1")
-    bad = [
-        good._replace(test="oracles::test_gone"),
-        good._replace(test="nowhere::test_kept"),
-        good._replace(where="n:f"),
-    ]
+    bad = [good._replace(test="oracles::test_gone"), good._replace(test="nowhere::test_kept"),
+           good._replace(where="n:f")]
     assert [f.rpartition(": ")[2] for f in lost([good, *bad], tmp_path, tmp_path)] == [
-        "there is no test oracles::test_gone",
-        "there is no test nowhere::test_kept",
-        "there is no such module",
+        "there is no test oracles::test_gone", "there is no test nowhere::test_kept",
+        "there is no such module"
     ]

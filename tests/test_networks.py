@@ -70,12 +70,8 @@ def test_without_gradients_and_in_inference_mode_it_is_the_same(detour):
         torch.testing.assert_close(layer(x), usual(x), rtol=1e-4, atol=1e-5)
     layer.requires_grad_(False) # a decoder that is held still passes the gradient on
     y = x.clone().requires_grad_()
-    torch.testing.assert_close(
-        torch.autograd.grad(layer(y).sum(), y)[0],
-        torch.autograd.grad(usual(y).sum(), y)[0],
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    torch.testing.assert_close(torch.autograd.grad(layer(y).sum(), y)[0],
+                               torch.autograd.grad(usual(y).sum(), y)[0], rtol=1e-4, atol=1e-5)
     assert len(detour) >= 4
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
@@ -108,12 +104,10 @@ def test_compiled_and_transformed_calls_take_the_usual_way(detour, monkeypatch):
     x, v = torch.randn(3, SIZES[0]), torch.randn(3, SIZES[0])
     for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.vmap):
         torch.testing.assert_close(transform(layer)(x), transform(usual)(x), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        torch.func.jvp(layer, (x,), (v,))[1], torch.func.jvp(usual, (x,), (v,))[1], rtol=1e-4, atol=1e-5
-    )
-    torch.testing.assert_close(
-        torch.jit.trace(layer, x, check_trace=False)(x), usual(x), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (v,))[1], torch.func.jvp(usual, (x,), (v,))[1],
+                               rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.jit.trace(layer, x, check_trace=False)(x), usual(x), rtol=1e-4,
+                               atol=1e-5)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.equal(layer(x), usual(x))
     assert not detour
@@ -125,10 +119,6 @@ def test_the_encoder_is_imported_without_what_pages_and_data_need():
 
 def test_the_networks_are_copied_and_loaded_as_pytorchs_own():
     trunk, decoder = mlp_trunk((1, 6, 6), (8,)), mlp_decoder(2, (1, 6, 6), (8,))
-    assert list(trunk.state_dict()) == ["1.weight", "1.bias"] and list(decoder.state_dict()) == [
-        "0.weight",
-        "0.bias",
-        "2.weight",
-        "2.bias",
-    ]
+    assert list(trunk.state_dict()) == ["1.weight", "1.bias"]
+    assert list(decoder.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert isinstance(trunk, nn.Sequential) and isinstance(copy.deepcopy(decoder), _Network)

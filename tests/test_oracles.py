@@ -12,20 +12,8 @@ from gpvae.likelihoods import Bernoulli, Gaussian, bits_per_dim
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, gaussian_kl, log_normal
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
-from toys import (
-    F64,
-    SHAPE,
-    Z,
-    Call,
-    LinearGaussian,
-    assert_positive,
-    assert_zero,
-    bernoulli_model,
-    binary_images,
-    gp_encoder,
-    perturb,
-    seeded,
-)
+from toys import (F64, SHAPE, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model,
+                  binary_images, gp_encoder, perturb, seeded)
 
 
 def close(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
@@ -112,18 +100,15 @@ def test_bits_are_those_of_the_cells_of_grey_levels(scale):
     likelihood = Gaussian(6, init_scale=scale).double()
     pixel = torch.distributions.Normal(eta[0], scale)
     bits = -(pixel.cdf(x + half) - pixel.cdf(x - half)).log2().mean().item()
-    assert (
-        bits_per_dim(likelihood.log_px_z(eta, x).item(), 6) == pytest.approx(bits, abs=3e-3) and 3 < bits < 8
-    )
+    assert (bits_per_dim(likelihood.log_px_z(eta, x).item(), 6) == pytest.approx(bits, abs=3e-3)
+            and 3 < bits < 8)
 
 
 @pytest.mark.parametrize("per_pixel", [False, True])
 def test_gaussian_sums_over_pixels(per_pixel):
     likelihood = perturb(Gaussian(6, per_pixel).double(), 0.5)
-    eta, x = (
-        torch.randn(3, 4, 6, generator=seeded(), dtype=F64),
-        torch.rand(4, 6, generator=seeded(1), dtype=F64),
-    )
+    eta, x = (torch.randn(3, 4, 6, generator=seeded(), dtype=F64),
+              torch.rand(4, 6, generator=seeded(1), dtype=F64))
     close(likelihood.log_px_z(eta, x), torch.distributions.Normal(eta, likelihood.scale).log_prob(x).sum(-1))
 
 def test_normal_and_its_kl():
@@ -131,17 +116,13 @@ def test_normal_and_its_kl():
     mu, log_sigma = mu[0], 0.5 * log_sigma[0]
     q = torch.distributions.Normal(mu, log_sigma.exp())
     close(log_normal(z, mu, log_sigma), q.log_prob(z).sum(-1))
-    close(
-        gaussian_kl(mu, log_sigma),
-        torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1),
-    )
+    close(gaussian_kl(mu, log_sigma),
+          torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1))
 
 
 def test_mixture_density_and_samples():
-    mu, log_sigma = (
-        torch.randn(3, 2, 2, generator=seeded(), dtype=F64),
-        0.3 * torch.randn(3, 2, 2, generator=seeded(1), dtype=F64),
-    )
+    mu, log_sigma = (torch.randn(3, 2, 2, generator=seeded(), dtype=F64),
+                     0.3 * torch.randn(3, 2, 2, generator=seeded(1), dtype=F64))
     log_pi = torch.log(torch.tensor([[0.2, 0.6], [0.5, 0.3], [0.3, 0.1]], dtype=F64))
     q = GaussianMixture(mu, log_sigma, log_pi)
     components = torch.distributions.Independent(
@@ -189,14 +170,8 @@ def test_rows_bound_the_memory_and_do_not_change_the_numbers():
 def test_each_batch_is_encoded_once():
     lg, calls = LinearGaussian(), []
     x = (255 * torch.rand(50, *SHAPE, generator=seeded())).byte()
-    evaluate(
-        lg.model(lambda x: calls.append(len(x)) or lg.rough(x)),
-        x,
-        k=30,
-        binarisation="none",
-        batch_size=20,
-        rows=40,
-    )
+    evaluate(lg.model(lambda x: calls.append(len(x)) or lg.rough(x)), x, k=30, binarisation="none",
+             batch_size=20, rows=40)
     assert calls == [20, 20, 10]
 
 @pytest.mark.parametrize("batch_size", [1, 64, 1000])
@@ -252,9 +227,8 @@ def shrink(encoder):
 @pytest.mark.parametrize("covariance", ["diagonal", "full", "none"])
 @pytest.mark.parametrize("mode", ["train", "mean", "marginal", "mixture"])
 def test_without_variance_it_is_a_vae(mode, covariance):
-    encoder = gp_encoder(
-        covariance=covariance, features="standardised", mode="mean" if mode == "train" else mode
-    )
+    encoder = gp_encoder(covariance=covariance, features="standardised",
+                         mode="mean" if mode == "train" else mode)
     x = binary_images(6)
     encoder.train()(binary_images(50, seed=5)) # lets the running moments of the features start
     shrink(encoder)
@@ -285,10 +259,8 @@ def covariance_of(layer, psi):
 
 def at_the_prior(layer, alpha):
     "Prior and posterior of the weights are both N(0, alpha² I), to float64."
-    for p in (
-        layer.log_prior,
-        layer.cov.log_scale if hasattr(layer.cov, "log_scale") else layer.cov.log_diag,
-    ):
+    for p in (layer.log_prior,
+              layer.cov.log_scale if hasattr(layer.cov, "log_scale") else layer.cov.log_diag):
         p.data.fill_(math.log(alpha))
     return layer
 
@@ -312,9 +284,8 @@ def test_variance_agrees_with_samples_and_covariance(covariance):
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_weight_kl_is_that_of_gaussians(covariance):
-    layer = perturb(
-        RandomLinear(4, 3, covariance, prior_scale=0.6, learn_prior_scale=True, init_scale=0.3).double(), 0.4
-    )
+    layer = perturb(RandomLinear(4, 3, covariance, prior_scale=0.6, learn_prior_scale=True,
+                                 init_scale=0.3).double(), 0.4)
     cov = covariance_of(layer, torch.eye(4, dtype=F64))
     q = torch.distributions.MultivariateNormal(layer.mean, cov)
     p = torch.distributions.MultivariateNormal(
@@ -325,9 +296,8 @@ def test_weight_kl_is_that_of_gaussians(covariance):
 def test_features_of_their_own_take_the_gradient_of_the_variance():
     encoder, x = gp_encoder(own_features=True).train(), binary_images(6)
     encoder.functions(x).f_var.sum().backward()
-    assert all(p.grad is None for p in encoder.trunk.parameters()) and all(
-        p.grad.abs().sum() > 0 for p in encoder.kernel_trunk.parameters()
-    )
+    assert all(p.grad is None for p in encoder.trunk.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in encoder.kernel_trunk.parameters())
 
 
 def test_nothing_is_gained_by_shrinking_features_of_their_own():
@@ -371,11 +341,8 @@ def test_the_mean_trains_the_trunk_and_the_variance_does_not():
         gradient[name] = torch.autograd.grad(value, next(encoder.trunk.parameters()), allow_unused=True)[0]
     phi = encoder.trunk(x)
     for name, head, layer in (("f", encoder.b, encoder.W), ("g", encoder.c, encoder.U)):
-        expected = torch.autograd.grad(
-            (head(phi) + encoder.features(phi) @ layer.mean.T).sum(),
-            next(encoder.trunk.parameters()),
-            retain_graph=True,
-        )[0]
+        expected = torch.autograd.grad((head(phi) + encoder.features(phi) @ layer.mean.T).sum(),
+                                       next(encoder.trunk.parameters()), retain_graph=True)[0]
         close(gradient[f"{name}_mean"], expected)
         assert gradient[f"{name}_var"] is None
 
@@ -417,9 +384,8 @@ def test_the_scale_follows_the_running_moments():
     sum(values).backward()
     assert phi.grad.isfinite().all()
 
-@pytest.mark.parametrize(
-    "batch", [torch.zeros(0, 4), torch.ones(1, 4), torch.ones(50, 4)], ids=["empty", "one image", "constant"]
-)
+@pytest.mark.parametrize("batch", [torch.zeros(0, 4), torch.ones(1, 4), torch.ones(50, 4)],
+                         ids=["empty", "one image", "constant"])
 def test_estimates_stay_finite(batch):
     layer = Standardised(4)
     layer.update(batch)
@@ -430,9 +396,8 @@ def test_asking_for_the_uncertainty_changes_nothing(training):
     encoder = gp_encoder(features="standardised").train(training)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     encoder.uncertainty(binary_images(20, seed=3))
-    assert encoder.training == training and all(
-        torch.equal(v, before[k]) for k, v in encoder.state_dict().items()
-    )
+    assert encoder.training == training
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
 # --- 4. marginal and mixture ----------------------------------------------------------------------
@@ -464,11 +429,8 @@ def test_marginal_covariance_of_a_correlated_encoder_is_that_of_its_draws():
     encoder, x, K = gp_encoder(z_dim=3, correlated=True).eval(), binary_images(2), 200_000
     phi, r, q = encoder.trunk(x), encoder.functions(x), encoder(x)
     b, c, psi, unit = encoder.b(phi), encoder.c(phi), encoder.features(phi), encoder.T(phi)
-    assert (
-        (unit.diagonal(dim1=1, dim2=2) == 1).all()
-        and (unit.triu(1) == 0).all()
-        and unit.tril(-1).abs().max() > 0.1
-    )
+    assert ((unit.diagonal(dim1=1, dim2=2) == 1).all() and (unit.triu(1) == 0).all()
+            and unit.tril(-1).abs().max() > 0.1)
     f, g = b + psi @ encoder.W.sample(K, seeded(0)).mT, c + psi @ encoder.U.sample(K, seeded(1)).mT
     noise = torch.randn(f.shape, generator=seeded(2), dtype=F64)
     off = f + g.exp() * torch.einsum("bij,kbj->kbi", unit, noise) - q.mean
@@ -508,11 +470,8 @@ def test_strata_give_the_mixture_bound():
     lg = LinearGaussian()
     x = lg.images(3).repeat(500, 1, 1, 1)
     mu = lg.mean(x) + torch.tensor([[[0.]], [[0.5]], [[-1.]]], dtype=F64)
-    q = GaussianMixture(
-        mu,
-        torch.full_like(mu, -0.5),
-        torch.tensor([0.7, 0.2, 0.1], dtype=F64).log()[:, None].expand(3, len(x)),
-    )
+    q = GaussianMixture(mu, torch.full_like(mu, -0.5),
+                        torch.tensor([0.7, 0.2, 0.1], dtype=F64).log()[:, None].expand(3, len(x)))
     model = lg.model(lambda x: q)
     z, log_qz_x = q.rsample_and_log_prob(200, seeded(1))
     sampled = (model.log_joint(x, z) - log_qz_x).mean(0).reshape(500, 3).mean(0)
@@ -526,12 +485,9 @@ def test_mixture_bound_is_above_its_components():
     with torch.no_grad():
         q = model.posterior(repeats)
         components = [DiagonalGaussian(mu, log_sigma) for mu, log_sigma in zip(q.mu, q.log_sigma)]
-        of_one = torch.stack(
-            [
-                VAE(Call(lambda x, c=c: c), model.decoder, model.likelihood).elbo(repeats, 40, seeded(i))
-                for i, c in enumerate(components)
-            ]
-        ).mean(0)
+        of_one = torch.stack([VAE(Call(lambda x, c=c: c), model.decoder, model.likelihood).elbo(repeats, 40,
+                                                                                                seeded(i))
+                              for i, c in enumerate(components)]).mean(0)
         of_all = model.elbo(repeats, 200, seeded(9))
     gain = (of_all - of_one).reshape(8, 64).mean(0)
     assert_positive(gain, 5)

@@ -17,17 +17,14 @@ from gpvae.study.store import Store
 from gpvae.study.studies import Study, grid
 
 TINY = dict(epochs=4, hidden=(8,), n_test=60, k=5)
-FORBIDDEN = (
-    r"told apart|for itself|from elsewhere|taken apart|in turns|has of its own|learned by heart|"
-    r"\bheld\b|:::"
-)
+FORBIDDEN = (r"told apart|for itself|from elsewhere|taken apart|in turns|has of its own|learned by heart|"
+             r"\bheld\b|:::")
 
 
 @pytest.fixture(scope="module")
 def study():
-    return grid(
-        "digits", ["vae", "gpvae"], [2], settings=TINY, name="tiny", title="Likelihoods of a tiny study"
-    )
+    return grid("digits", ["vae", "gpvae"], [2], settings=TINY, name="tiny",
+                title="Likelihoods of a tiny study")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +52,8 @@ class Elements(html.parser.HTMLParser):
 def test_a_page_is_a_function_of_committed_data(study, store, tmp_path, monkeypatch):
     "Two copies of a store at two places, no run folders: the same notebook and the same page, byte for byte."
     monkeypatch.setenv("GPVAE_RUNS", str(tmp_path / "no runs"))
-    pages = [
-        render(study, Store(shutil.copytree(store.folder, tmp_path / place))) for place in ("one", "another")
-    ]
+    pages = [render(study, Store(shutil.copytree(store.folder, tmp_path / place)))
+             for place in ("one", "another")]
     for suffix in (".html", ".ipynb"):
         first, second = (page.with_suffix(suffix).read_bytes() for page in pages)
         assert first == second and str(tmp_path).encode() not in first
@@ -68,23 +64,16 @@ def test_a_page_is_a_function_of_committed_data(study, store, tmp_path, monkeypa
     assert page.cells[1].source.startswith("# Likelihoods of a tiny study\n")
     for cell in page.cells:
         if cell.cell_type == "code":
-            assert (
-                cell.metadata["jupyter"] == {"source_hidden": True} and "hide-input" in cell.metadata["tags"]
-            )
+            assert (cell.metadata["jupyter"] == {"source_hidden": True}
+                    and "hide-input" in cell.metadata["tags"])
             assert cell.source.startswith("#| echo: false") and cell.execution_count is None
     text = pages[0].read_text(encoding="utf-8")
     elements = Elements(text).tags
     assert not [a for tag, a in elements if tag in ("script", "link", "iframe")]
     images = [a for tag, a in elements if tag == "img"]
     assert len(images) >= 7 and all(a["alt"] and a["src"].startswith("data:") for a in images)
-    for words in (
-        "gpvae − vae",
-        "Learning curves",
-        "gpvae: samples",
-        "Every run",
-        "one seed",
-        "Test-time modes",
-    ):
+    for words in ("gpvae − vae", "Learning curves", "gpvae: samples", "Every run", "one seed",
+                  "Test-time modes"):
         assert words in text
     for words in ("Mixture weights", "Refined encoders", "missing", "import "):
         assert words not in text
@@ -112,21 +101,15 @@ def execute(monkeypatch, **parameters):
 
 
 def test_an_empty_folder_has_a_page_that_names_the_call(monkeypatch, tmp_path):
-    printed, page = execute(
-        monkeypatch, dataset="digits", methods="vae gpvae", results=str(tmp_path / "none")
-    )
+    printed, page = execute(monkeypatch, dataset="digits", methods="vae gpvae",
+                            results=str(tmp_path / "none"))
     assert "2 of 2 runs are missing" in page and "papermill nbs/reproduce.ipynb" in page and "##" not in page
     assert not (tmp_path / "none").exists() and not printed
 
 
 def test_training_from_the_template_goes_on_where_rows_are(monkeypatch, tmp_path, runs):
-    words = dict(
-        methods="vae",
-        z_dims=2,
-        settings="epochs=2 hidden=(8,) n_test=40 k=5",
-        train=True,
-        results=str(tmp_path / "out"),
-    )
+    words = dict(methods="vae", z_dims=2, settings="epochs=2 hidden=(8,) n_test=40 k=5", train=True,
+                 results=str(tmp_path / "out"))
     first, page = execute(monkeypatch, **words)
     assert first.startswith("0 finished, 1 missing") and "## Likelihoods" in page and "missing" not in page
     again, same = execute(monkeypatch, **words)
@@ -153,9 +136,8 @@ def test_a_table_has_one_header_line_and_its_text_is_escaped():
     frame = pd.DataFrame({"a": ["**1 < 2**"]}, index=pd.Index(["x & y"], name="method"))
     text = table(frame, folded="Every run").data
     assert text.count("<tr>") == 2 and "<th>method</th><th>a</th>" in text
-    assert (
-        "<strong>1 &lt; 2</strong>" in text and "x &amp; y" in text and "<summary>Every run</summary>" in text
-    )
+    assert ("<strong>1 &lt; 2</strong>" in text and "x &amp; y" in text
+            and "<summary>Every run</summary>" in text)
 
 
 def test_links_to_pages_that_are_not_there_become_text(tmp_path):

@@ -8,17 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = (
-    "--z_dims 2 --set epochs=2 --set hidden='(8,)' --set n_train=100 --set n_valid=20 --set n_test=60 "
-    "--set k=2 --device cpu --quiet"
-)
+TINY = ("--z_dims 2 --set epochs=2 --set hidden='(8,)' --set n_train=100 --set n_valid=20 --set n_test=60 "
+        "--set k=2 --device cpu --quiet")
 GAP = "--test 8 --train 4 --valid 8 --temperatures 3 --chains 2"
-SEQUENCE = [
-    ["reproduce", f"ARGS={TINY}", "METHODS=vae gpvae"],
-    ["gap", f"ARGS={TINY} {GAP}", "METHODS=vae"],
-    ["sync"],
-    ["reproduce", f"ARGS={TINY}", "METHODS=vae"],
-]
+SEQUENCE = [["reproduce", f"ARGS={TINY}", "METHODS=vae gpvae"],
+            ["gap", f"ARGS={TINY} {GAP}", "METHODS=vae"],
+            ["sync"],
+            ["reproduce", f"ARGS={TINY}", "METHODS=vae"]]
 
 
 @pytest.fixture
@@ -39,15 +35,8 @@ def make(clone, *words):
     "Call make; what it prints."
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(clone), "GPVAE_RUNS": str(clone.parent / "runs")}
-    command = [
-        "make",
-        "--no-print-directory",
-        "-o",
-        "setup",
-        "-o",
-        "data-mnist",
-        f"VENV={clone.parent / 'venv'}",
-    ]
+    command = ["make", "--no-print-directory", "-o", "setup", "-o", "data-mnist",
+               f"VENV={clone.parent / 'venv'}"]
     done = subprocess.run([*command, *words], cwd=clone, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"make {words}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -55,9 +44,8 @@ def make(clone, *words):
 
 def status(clone):
     "What git sees that is not committed."
-    return subprocess.run(
-        ["git", "-C", clone, "status", "--porcelain"], capture_output=True, text=True
-    ).stdout
+    return subprocess.run(["git", "-C", clone, "status", "--porcelain"], capture_output=True,
+                          text=True).stdout
 
 
 def test_a_sequence_of_commands_changes_nothing_that_is_committed(clone):

@@ -4,8 +4,8 @@ import pytest
 from scipy.stats import ttest_ind
 
 from gpvae.checks import InputError
-from gpvae.statistics import (bootstrap_draws, correlation_interval, difference_interval, may_pool, mean_error,
-                              mean_interval, partial_correlation, spearman)
+from gpvae.statistics import (bootstrap_draws, correlation_interval, difference_interval, may_pool,
+                              mean_error, mean_interval, partial_correlation, spearman)
 
 @pytest.fixture
 def rng(): return np.random.default_rng(5)
@@ -23,7 +23,8 @@ def test_a_quiet_and_a_restless_method_are_not_pooled(rng):
     of_images = lambda seeds: [s + images for s in seeds]
     others = [[-.02, 0., .01]] * 6
     for extra in ((), others):
-        assert np.allclose(difference_interval(of_images(restless), of_images(quiet), others=extra)[1:3], welch)
+        assert np.allclose(difference_interval(of_images(restless), of_images(quiet), others=extra)[1:3],
+                           welch)
     assert not may_pool([restless, quiet]) and may_pool([quiet, quiet + 1, np.array([0., .02, .03])])
     assert not may_pool([quiet, np.zeros(3)]) and not may_pool([quiet, np.ones(1)])
 
@@ -52,7 +53,8 @@ def test_an_image_without_a_number_is_said():
     ([np.zeros(4)] * 2, [np.zeros(4)] * 2, {"level": 95}, "level is 95"),
 ])
 def test_questions_without_an_answer(a, b, options, words):
-    with pytest.raises(InputError, match=words): difference_interval(a, b, **options)
+    with pytest.raises(InputError, match=words):
+        difference_interval(a, b, **options)
 
 def test_equal_numbers_have_an_interval_of_no_width():
     assert difference_interval([np.ones(4)] * 2, [np.zeros(4)] * 2)[:3] == (1., 1., 1.)

@@ -1,4 +1,5 @@
-"The store: two processes that keep at once lose nothing, damage is one line, a query finds the rows that were meant."
+"""The store: two processes that keep at once lose nothing, damage is one line, a query finds the rows that
+were meant."""
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,16 @@ from gpvae.study.store import N_IMAGES, Store, check_comparable
 from gpvae.study.studies import Study
 
 DIGITS = load("digits")
-ROW = dict(dataset="digits", z_dim=2, likelihood="bernoulli", n_train=1300, n_test=297, binarisation="fixed", k=100,
-           protocol=4, checksum="abc", machine="cpu", weights=None)
+ROW = dict(dataset="digits", z_dim=2, likelihood="bernoulli", n_train=1300, n_test=297, binarisation="fixed",
+           k=100, protocol=4, checksum="abc", machine="cpu", weights=None)
 
 
 def made_up(method="vae", seed=0, level=-90., n=50, modes=(), **more):
     "A finished run whose every image has the same IWAE."
     spec = RunSpec("digits", method, 2, seed)
     iwae = np.full(n, level, np.float32)
-    row = ROW | describe_spec(spec) | dict(run=f"{method}{seed}", method=method, seed=seed, elbo=level - 1, iwae=level)
+    row = ROW | describe_spec(spec) | dict(run=f"{method}{seed}", method=method, seed=seed, elbo=level - 1,
+                                           iwae=level)
     pictures = {k: np.zeros((3, 1, 8, 8), np.uint8) for k in ("samples", "images", "reconstructions")}
     history = [dict(elbo=float(e), valid_elbo=float(e), seconds=1.) for e in range(3)]
     mode_rows = [dict(run=row["run"], mode=mode, elbo=level) for mode in modes]
@@ -33,20 +35,23 @@ def made_up(method="vae", seed=0, level=-90., n=50, modes=(), **more):
 
 def test_a_new_row_replaces_its_own_and_no_other(tmp_path):
     store = Store(tmp_path)
-    store.keep([made_up(seed=s, level=-90. - s, n=N_IMAGES + 1000, modes=("mean", "mixture")) for s in range(2)])
+    store.keep([made_up(seed=s, level=-90. - s, n=N_IMAGES + 1000, modes=("mean", "mixture"))
+                for s in range(2)])
     store.keep([made_up(seed=1, level=-80., n=N_IMAGES + 1000, modes=("mean", "mixture"))])
     rows, modes = store.table("runs"), store.table("modes")
     assert rows.set_index("seed")["iwae"].to_dict() == {0: -90., 1: -80.} and len(modes) == 4
     assert modes.set_index(["run", "mode"]).loc[("vae1", "mean"), "elbo"] == -80
     arrays = {run: store.arrays(run)["iwae"] for run in rows["run"]}
-    assert {run: (len(v), v[0]) for run, v in arrays.items()} == {"vae0": (N_IMAGES, -90.), "vae1": (N_IMAGES, -80.)}
+    assert {run: (len(v), v[0]) for run, v in arrays.items()} == {"vae0": (N_IMAGES, -90.),
+                                                                  "vae1": (N_IMAGES, -80.)}
 
 
 def test_pictures_are_kept_of_the_runs_that_a_page_shows(tmp_path):
     store = Store(tmp_path)
     store.keep([made_up(), made_up(seed=1)], pictured=["vae0"])
     assert "samples" in store.arrays("vae0") and "samples" not in store.arrays("vae1")
-    assert store.history("vae1")["valid_elbo"].tolist() == [0, 1, 2] and "seconds" not in store.history("vae1")
+    assert store.history("vae1")["valid_elbo"].tolist() == [0, 1, 2]
+    assert "seconds" not in store.history("vae1")
     assert store.arrays("unknown") == {} and store.history("unknown").empty
 
 
@@ -69,7 +74,8 @@ def test_an_empty_store_has_no_rows(tmp_path, monkeypatch):
 
 def test_gaps_are_kept_once(tmp_path):
     store = Store(tmp_path)
-    store.keep_gaps({"run": "vae0", "sandwich": 0.1}, {"test_elbo": np.float32([1, 2]), "test_old": np.float32([1])})
+    store.keep_gaps({"run": "vae0", "sandwich": 0.1},
+                    {"test_elbo": np.float32([1, 2]), "test_old": np.float32([1])})
     store.keep_gaps({"run": "vae0", "sandwich": 0.2}, {"test_elbo": np.float32([3, 4])})
     assert store.table("gaps")["sandwich"].tolist() == [0.2]
     assert {k: v.tolist() for k, v in store.arrays("vae0", "gaps").items()} == {"test_elbo": [3, 4]}
@@ -88,7 +94,8 @@ for i in range(20): store.keep([made_up(name.removeprefix("ready-"), i, modes=("
 
 def test_two_processes_that_keep_at_once_lose_nothing(tmp_path):
     code = SAVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    both = [subprocess.Popen([sys.executable, "-c", code, f"ready-{m}"], cwd=tmp_path) for m in ("vae", "gpvae")]
+    both = [subprocess.Popen([sys.executable, "-c", code, f"ready-{m}"], cwd=tmp_path)
+            for m in ("vae", "gpvae")]
     assert [p.wait(300) for p in both] == [0, 0]
     store = Store(tmp_path)
     assert len(store.table("runs")) == 40 == len(store.table("modes"))

@@ -17,17 +17,8 @@ from gpvae.likelihoods import Bernoulli, Gaussian
 from gpvae.networks import mlp_decoder, mlp_trunk, with_precision
 from gpvae.posteriors import gaussian_kl
 from gpvae.pixels import to_float
-from gpvae.training import (
-    NonFinite,
-    Trainer,
-    active_units,
-    load_checkpoint,
-    optimizer_tensors,
-    refit,
-    restore_optimizer,
-    train,
-    validation_bound,
-)
+from gpvae.training import (NonFinite, Trainer, active_units, load_checkpoint, optimizer_tensors, refit,
+                            restore_optimizer, train, validation_bound)
 from gpvae.train_step import TrainConfig, adam, beta, learning_rate, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
@@ -56,16 +47,8 @@ def fit(config=CONFIG, n=65, binarisation="static", seed=0, x=None, path=None, m
     "Train a small model; the global seed is moved before, since it must not matter."
     model = small() if model is None else model
     torch.manual_seed(1234)
-    trainer = train(
-        model,
-        images(n) if x is None else x,
-        images(40, seed=1),
-        binarisation,
-        dataclasses.replace(config, seed=seed),
-        path,
-        bar=False,
-        **kwargs,
-    )
+    trainer = train(model, images(n) if x is None else x, images(40, seed=1), binarisation,
+                    dataclasses.replace(config, seed=seed), path, bar=False, **kwargs)
     return model, trainer
 
 
@@ -77,7 +60,7 @@ def weights(model):
     return torch.cat([v.flatten() for v in model.state_dict().values()])
 
 
-# --- one step --------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
 class Recorder(torch.optim.SGD):
@@ -104,11 +87,8 @@ def test_step_is_the_gradient_of_the_objective():
     log_px_z = (x.flatten(1) * model.decoder(z) - nn.functional.softplus(model.decoder(z))).sum(-1).mean()
     kl = gaussian_kl(q.mu, q.log_sigma).mean()
     weight_kl = (model.encoder.W.kl() + model.encoder.U.kl()) / 300
-    expected = torch.autograd.grad(
-        -(log_px_z - 0.4 * kl - weight_kl),
-        [p for p in model.parameters() if p.requires_grad],
-        allow_unused=True,
-    )
+    expected = torch.autograd.grad(-(log_px_z - 0.4 * kl - weight_kl),
+                                   [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     for a, b in zip(seen, expected, strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(terms[:3].double(), torch.stack([log_px_z, kl, weight_kl]).detach().double())
@@ -131,34 +111,22 @@ def test_warm_up_and_milestones():
     config = TrainConfig(kl_warmup=2, milestones=(3, 5), lr=1.0, lr_factor=0.1)
     assert [beta(s, 10, config) for s in (0, 9, 19, 20, 1000)] == [0.05, 0.5, 1.0, 1.0, 1.0]
     config = dataclasses.replace(config, lr_warmup=0)
-    assert [round(learning_rate(10 * e, 10, config), 6) for e in (0, 2, 3, 4, 5, 9)] == [
-        1.0,
-        1.0,
-        0.1,
-        0.1,
-        0.01,
-        0.01,
-    ]
+    assert [round(learning_rate(10 * e, 10, config), 6) for e in (0, 2, 3, 4, 5, 9)] == [1.0, 1.0, 0.1, 0.1,
+                                                                                         0.01, 0.01]
 
 
-@pytest.mark.parametrize(
-    "schedule, expected",
-    [
-        ("milestones", [0.25, 0.5, 0.75, 1.0, 0.1, 0.1, 0.1, 0.1]),
-        ("linear", [0.25 * 8 / 8, 0.5 * 7 / 8, 0.75 * 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
-        (
-            "cosine",
-            [w * (1 + math.cos(math.pi * i / 8)) / 2 for i, w in enumerate([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])],
-        ),
-    ],
-)
+@pytest.mark.parametrize("schedule, expected", [
+    ("milestones", [0.25, 0.5, 0.75, 1.0, 0.1, 0.1, 0.1, 0.1]),
+    ("linear", [0.25 * 8 / 8, 0.5 * 7 / 8, 0.75 * 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+    ("cosine",
+     [w * (1 + math.cos(math.pi * i / 8)) / 2 for i, w in enumerate([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])]),
+])
 def test_the_step_size_rises_over_steps_and_falls_by_its_schedule(monkeypatch, schedule, expected):
     "Two epochs of four steps; the warm-up counts steps, not epochs."
     calls = spy(monkeypatch)
     milestones = (1,) if schedule == "milestones" else ()
-    config = dataclasses.replace(
-        CONFIG, epochs=2, lr_warmup=4, schedule=schedule, milestones=milestones, lr=1.0, lr_factor=0.1
-    )
+    config = dataclasses.replace(CONFIG, epochs=2, lr_warmup=4, schedule=schedule, milestones=milestones,
+                                 lr=1.0, lr_factor=0.1)
     fit(config, n=64)
     assert [c["lr"] for c in calls] == pytest.approx(expected)
 
@@ -170,16 +138,8 @@ def spy(monkeypatch):
     original, calls = module.train_step, []
 
     def step(model, optimizer, x, beta, n_train, config):
-        calls.append(
-            dict(
-                x=x.clone(),
-                beta=beta,
-                n_train=n_train,
-                lr=optimizer.param_groups[0]["lr"],
-                training=model.training,
-                noise=model.encoder.noise_scale,
-            )
-        )
+        calls.append(dict(x=x.clone(), beta=beta, n_train=n_train, lr=optimizer.param_groups[0]["lr"],
+                          training=model.training, noise=model.encoder.noise_scale))
         return original(model, optimizer, x, beta, n_train, config)
 
     monkeypatch.setattr(module, "train_step", step)
@@ -188,12 +148,8 @@ def spy(monkeypatch):
 
 def test_the_loop_follows_the_schedules(monkeypatch):
     calls = spy(monkeypatch)
-    fit(
-        TrainConfig(
-            epochs=4, batch_size=16, lr_warmup=0, kl_warmup=2, milestones=(1, 3), lr=1e-2, lr_factor=0.5
-        ),
-        n=65,
-    )
+    fit(TrainConfig(epochs=4, batch_size=16, lr_warmup=0, kl_warmup=2, milestones=(1, 3), lr=1e-2,
+                    lr_factor=0.5), n=65)
     assert [len(c["x"]) for c in calls[:5]] == [16, 16, 16, 16, 1]  # the last batch of one image counts
     assert len(calls) == 20 and all(c["n_train"] == 65 and c["training"] for c in calls)
     assert [c["lr"] for c in calls[::5]] == pytest.approx([1e-2, 5e-3, 5e-3, 2.5e-3])
@@ -203,10 +159,8 @@ def test_the_loop_follows_the_schedules(monkeypatch):
 @pytest.mark.parametrize("noise_warmup, expected", [(0, [1.0] * 10), (2, [(i + 1) / 10 for i in range(10)])])
 def test_the_loop_warms_the_randomness_up(monkeypatch, noise_warmup, expected):
     calls = spy(monkeypatch)
-    fit(
-        dataclasses.replace(CONFIG, epochs=2, noise_warmup=noise_warmup),
-        model=bernoulli_model(gp_encoder()).float(),
-    )
+    fit(dataclasses.replace(CONFIG, epochs=2, noise_warmup=noise_warmup),
+        model=bernoulli_model(gp_encoder()).float())
     assert [c["noise"] for c in calls] == pytest.approx(expected)
 
 
@@ -226,9 +180,8 @@ def test_each_epoch_sees_every_image_once_in_a_new_order(monkeypatch):
     fit(dataclasses.replace(CONFIG, epochs=2), x=x, binarisation="none")
     order = torch.cat([c["x"][:, 0, 0, 0] for c in calls]).mul(255).round().int().reshape(2, 65)
     assert torch.equal(order.sort(1).values, torch.arange(65, dtype=torch.int32).expand(2, -1))
-    assert not torch.equal(order[0], order[1]) and not torch.equal(
-        order[0], torch.arange(65, dtype=torch.int32)
-    )
+    assert not torch.equal(order[0], order[1])
+    assert not torch.equal(order[0], torch.arange(65, dtype=torch.int32))
 
 
 def test_warm_up_changes_the_result():
@@ -236,7 +189,7 @@ def test_warm_up_changes_the_result():
     assert with_it.history[0]["kl"] > without.history[0]["kl"] + 1e-4
 
 
-# --- which epoch -----------------------------------------------------------------------------------
+# --- which epoch ----------------------------------------------------------------------------------
 
 
 def test_best_epoch_has_the_highest_validation_bound_and_its_weights_are_returned(monkeypatch):
@@ -298,7 +251,7 @@ def test_active_units():
     assert active_units(means) == 2
 
 
-# --- what is random --------------------------------------------------------------------------------
+# --- what is random -------------------------------------------------------------------------------
 
 
 def test_seeds():
@@ -342,11 +295,8 @@ def test_progress(capsys, shown):
     train(small(), images(65), images(40, seed=1), "static", CONFIG, bar=shown, label="small model")
     out = capsys.readouterr()
     assert out.out == ""
-    assert (
-        all(word in out.err for word in ("small model", "img/s", "bound=", "kl=", "active="))
-        if shown
-        else out.err == ""
-    )
+    assert (all(word in out.err for word in ("small model", "img/s", "bound=", "kl=", "active=")) if shown
+            else out.err == "")
 
 
 def test_training_helps():
@@ -354,7 +304,7 @@ def test_training_helps():
     assert trainer.history[trainer.best_epoch]["valid_elbo"] > trainer.history[0]["valid_elbo"] + 0.5
 
 
-# --- when it goes wrong ----------------------------------------------------------------------------
+# --- when it goes wrong ---------------------------------------------------------------------------
 
 
 def poison(monkeypatch, term, after):
@@ -398,7 +348,7 @@ def test_a_huge_step_size_leaves_no_bad_checkpoint(tmp_path, n):
         assert all(math.isfinite(h["valid_elbo"]) for h in progress["history"])
 
 
-# --- checkpoints in one process --------------------------------------------------------------------
+# --- checkpoints in one process -------------------------------------------------------------------
 
 
 def stopped_and_resumed(path, after, config=CONFIG):
@@ -443,7 +393,7 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     assert not calls and torch.equal(weights(whole), weights(again)) and second.history == trainer.history
 
 
-# --- checkpoints answer their own question ---------------------------------------------------------
+# --- checkpoints answer their own question --------------------------------------------------------
 
 
 def other_model(**changes):
@@ -452,11 +402,8 @@ def other_model(**changes):
     trunk, decoder = mlp_trunk(SHAPE, (8,)), mlp_decoder(2, SHAPE, (8,))
     if changes.get("activation"):
         decoder[1] = changes["activation"]
-    model = VAE(
-        AmortizedEncoder(trunk, 8, 2, dropout=changes.get("dropout", 0.0)),
-        decoder,
-        changes.get("likelihood", Bernoulli()),
-    )
+    model = VAE(AmortizedEncoder(trunk, 8, 2, dropout=changes.get("dropout", 0.0)), decoder,
+                changes.get("likelihood", Bernoulli()))
     if changes.get("frozen"):
         model.decoder.requires_grad_(False)
     return model
@@ -516,9 +463,8 @@ def test_other_validation_images_are_another_question(kept):
         train(small(), images(65), images(40, seed=2), "static", CONFIG, kept[0], bar=False)
 
 
-@pytest.mark.parametrize(
-    "likelihood, changed", [(lambda: Gaussian(16), lambda l: setattr(l, "min_scale", 0.05))]
-)
+@pytest.mark.parametrize("likelihood, changed",
+                         [(lambda: Gaussian(16), lambda l: setattr(l, "min_scale", 0.05))])
 def test_a_number_of_a_module_is_part_of_the_question(tmp_path, likelihood, changed):
     path, model = tmp_path / "c.safetensors", other_model(likelihood=likelihood())
     fit(path=path, model=model, binarisation="none")
@@ -566,11 +512,8 @@ def test_the_model_that_train_left_may_ask_again(tmp_path):
 
 def test_a_refit_is_not_the_training_and_not_that_of_another_model(tmp_path):
     "Neither after `train` in the same path nor of a second model, whose decoder stays its own."
-    arguments, path, second = (
-        (images(65), images(40, seed=1), "static", CONFIG),
-        tmp_path / "c.safetensors",
-        tmp_path / "r.safetensors",
-    )
+    arguments, path, second = ((images(65), images(40, seed=1), "static", CONFIG), tmp_path / "c.safetensors",
+                               tmp_path / "r.safetensors")
     model, other = fit(path=path)[0], small(seed=9)
     with pytest.raises(InputError, match="other parameters"):
         refit(model, *arguments, path=path, bar=False)
@@ -616,7 +559,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path):
     assert torch.equal(weights(fit(config, path=path)[0]), weights(fit(config)[0]))
 
 
-# --- threads, types, what is looked at -------------------------------------------------------------
+# --- threads, types, what is looked at ------------------------------------------------------------
 
 
 def test_trainings_in_threads_are_those_of_a_process_alone():
@@ -627,14 +570,8 @@ def test_trainings_in_threads_are_those_of_a_process_alone():
     before = torch.get_rng_state()
 
     def work(s):
-        train(
-            models[s],
-            images(65),
-            images(40, seed=1),
-            "static",
-            dataclasses.replace(CONFIG, seed=s),
-            bar=False,
-        )
+        train(models[s], images(65), images(40, seed=1), "static", dataclasses.replace(CONFIG, seed=s),
+              bar=False)
         found[s] = weights(models[s])
 
     threads = [threading.Thread(target=work, args=(s,)) for s in range(3)]
@@ -700,10 +637,8 @@ def test_the_history_keeps_the_largest_norm_and_the_share_of_cut_steps(max_norm,
 
 
 def test_no_norm_is_no_cut():
-    assert torch.equal(
-        weights(fit(dataclasses.replace(CONFIG, max_norm=None))[0]),
-        weights(fit(dataclasses.replace(CONFIG, max_norm=1e30))[0]),
-    )
+    assert torch.equal(weights(fit(dataclasses.replace(CONFIG, max_norm=None))[0]),
+                       weights(fit(dataclasses.replace(CONFIG, max_norm=1e30))[0]))
 
 
 def test_weight_decay_shrinks_the_layers_and_nothing_else():
@@ -714,12 +649,8 @@ def test_weight_decay_shrinks_the_layers_and_nothing_else():
         p.grad = torch.zeros_like(p)
     adam(model, TrainConfig(lr=0.1, weight_decay=0.5)).step()
     layers = {k for k in before if k.endswith(".weight")}
-    assert {
-        "encoder.b.weight",
-        "decoder.0.weight",
-        "encoder.trunk.1.weight",
-    } <= layers and "encoder.W.mean" not in layers
+    assert {"encoder.b.weight", "decoder.0.weight", "encoder.trunk.1.weight"} <= layers
+    assert "encoder.W.mean" not in layers
     for name, p in model.named_parameters():
-        torch.testing.assert_close(
-            p.detach(), before[name] * (0.95 if name in layers else 1.0), rtol=1e-12, atol=0
-        )
+        torch.testing.assert_close(p.detach(), before[name] * (0.95 if name in layers else 1.0), rtol=1e-12,
+                                   atol=0)

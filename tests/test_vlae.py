@@ -4,15 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae.encoders.laplace import (
-    _Gram,
-    LaplaceEncoder,
-    _layers_of,
-    laplace,
-    linearise,
-    newton_step,
-    precision,
-)
+from gpvae.encoders.laplace import (_Gram, LaplaceEncoder, _layers_of, laplace, linearise, newton_step,
+                                    precision)
 from gpvae.checks import InputError
 from gpvae.evaluation.iwae import estimate_batch
 from gpvae.likelihoods import LIKELIHOODS
@@ -34,9 +27,8 @@ def model_of(likelihood="bernoulli", seed=0, **options):
     "Two hidden layers whose units are partly on, and every parameter moved from its start."
     torch.manual_seed(seed)
     decoder = perturb(mlp_decoder(Z, SHAPE, (9, 7)).double(), 0.4, seed)
-    return VAE(
-        encoder(seed=seed, **options), decoder, perturb(LIKELIHOODS[likelihood](16).double(), 0.5, seed)
-    )
+    return VAE(encoder(seed=seed, **options), decoder,
+               perturb(LIKELIHOODS[likelihood](16).double(), 0.5, seed))
 
 
 def local_of(model, n=4, seed=1):
@@ -46,12 +38,8 @@ def local_of(model, n=4, seed=1):
 
 def each(log_joint, mu, function):
     "A derivative of log p(x, z) in z, image by image, by autograd."
-    return torch.stack(
-        [
-            function(lambda z: log_joint.model.log_joint(x[None], z[None, None])[0, 0], m)
-            for x, m in zip(log_joint.x, mu)
-        ]
-    )
+    return torch.stack([function(lambda z: log_joint.model.log_joint(x[None], z[None, None])[0, 0], m)
+                        for x, m in zip(log_joint.x, mu)])
 
 
 @pytest.fixture(params=LIKELIHOODS)
@@ -61,16 +49,13 @@ def likelihood(request): return request.param
 
 def test_score_and_curvature_are_derivatives(likelihood):
     like = perturb(LIKELIHOODS[likelihood](6).double(), 0.5)
-    eta, x = (
-        2 * torch.randn(3, 4, 6, generator=seeded(), dtype=F64),
-        torch.rand(4, 6, generator=seeded(1), dtype=F64),
-    )
+    eta, x = (2 * torch.randn(3, 4, 6, generator=seeded(), dtype=F64),
+              torch.rand(4, 6, generator=seeded(1), dtype=F64))
     eta.requires_grad_()
     first, = torch.autograd.grad(like.log_px_z(eta, x).sum(), eta, create_graph=True)
     close(like.score(eta, x), first)
-    second = torch.stack(
-        [torch.autograd.grad(first[..., d].sum(), eta, retain_graph=True)[0] for d in range(6)], -1
-    )
+    second = torch.stack([torch.autograd.grad(first[..., d].sum(), eta, retain_graph=True)[0]
+                          for d in range(6)], -1)
     close(torch.diag_embed(like.curvature(eta)), -second)
 
 def test_curvature_keeps_its_digits_and_its_gradient():
@@ -101,10 +86,8 @@ def test_precision_is_the_curvature_of_the_joint(likelihood):
     assert (torch.linalg.eigvalsh(Lambda) >= 1 - 1e-9).all()
 
 def test_gram_states_its_derivative():
-    J, c = (
-        torch.randn(4, Z, 5, generator=seeded(), dtype=F64, requires_grad=True),
-        torch.rand(4, 5, generator=seeded(1), dtype=F64, requires_grad=True),
-    )
+    J, c = (torch.randn(4, Z, 5, generator=seeded(), dtype=F64, requires_grad=True),
+            torch.rand(4, 5, generator=seeded(1), dtype=F64, requires_grad=True))
     close(_Gram.apply(J, c), torch.einsum("bid,bd,bjd->bij", J, c, J))
     weight = torch.randn(4, Z, Z, generator=seeded(2), dtype=F64)
     plain = torch.autograd.grad((torch.einsum("bid,bd,bjd->bij", J, c, J) * weight).sum(), (J, c))
@@ -174,9 +157,8 @@ def test_exact_on_a_linear_gaussian_decoder(n_solves):
     close(r.elbo, lg.log_px(x))
     close(r.ess, torch.full_like(r.ess, 50))
 
-@pytest.mark.parametrize(
-    "n_solves, damping, left", [(1, 0.5, 0.5), (2, 0.5, 0.5 * 0.75), (3, 0.6, 0.4 * 0.7 * 0.8)]
-)
+@pytest.mark.parametrize("n_solves, damping, left",
+                         [(1, 0.5, 0.5), (2, 0.5, 0.5 * 0.75), (3, 0.6, 0.4 * 0.7 * 0.8)])
 def test_damping_decays(n_solves, damping, left):
     "Where the local model is exact, what is left of the way is the product of 1 − α_t."
     lg = LinearGaussian()
@@ -219,13 +201,9 @@ def test_saturated_pixels_leave_finite_numbers():
 
 # --- what is refused ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(
-    "decoder, name",
-    [
-        (ConvDecoder(Z, (1, 8, 8)), "ConvDecoder"),
-        (nn.Sequential(nn.Linear(Z, 4), nn.Tanh(), nn.Linear(4, 64)), "Tanh"),
-    ],
-)
+@pytest.mark.parametrize("decoder, name",
+                         [(ConvDecoder(Z, (1, 8, 8)), "ConvDecoder"),
+                          (nn.Sequential(nn.Linear(Z, 4), nn.Tanh(), nn.Linear(4, 64)), "Tanh")])
 def test_other_decoders_are_refused(decoder, name):
     with pytest.raises(InputError, match=f"Linear and ReLU layers.*{name}.*network='mlp'"):
         VAE(encoder((1, 8, 8)), decoder, LIKELIHOODS["bernoulli"](64))

@@ -69,9 +69,8 @@ class LinearGaussian:
     "p(z) = N(0, I), p(x|z) = N(A z + a, s² I): log p(x) and p(z|x) in closed form."
     def __init__(self, orthogonal=False, seed=0):
         g, D = seeded(seed), math.prod(SHAPE)
-        self.A = torch.randn(D, Z, generator=g, dtype=F64) + (
-            0 if orthogonal else torch.randn(D, 1, generator=g, dtype=F64)
-        )
+        self.A = torch.randn(D, Z, generator=g, dtype=F64) + (0 if orthogonal
+                                                              else torch.randn(D, 1, generator=g, dtype=F64))
         if orthogonal:
             self.A = torch.linalg.qr(self.A).Q * torch.tensor([1.5, 0.7], dtype=F64)
         self.a, self.s = torch.randn(D, generator=g, dtype=F64), 0.6
@@ -84,10 +83,8 @@ class LinearGaussian:
 
     def images(self, n, seed=1):
         g = seeded(seed)
-        z, noise = (
-            torch.randn(n, Z, generator=g, dtype=F64),
-            torch.randn(n, len(self.a), generator=g, dtype=F64),
-        )
+        z, noise = (torch.randn(n, Z, generator=g, dtype=F64),
+                    torch.randn(n, len(self.a), generator=g, dtype=F64))
         return (z @ self.A.T + self.a + self.s * noise).reshape(n, *SHAPE)
 
     def mean(self, x): return (x.flatten(1).double() - self.a) @ self.A @ self.cov / self.s**2
@@ -98,9 +95,8 @@ class LinearGaussian:
 
     def rough(self, x, shift=0.2, width=1.3):
         "A diagonal Gaussian beside the posterior: moved, and of another width."
-        return DiagonalGaussian(
-            self.mean(x) + shift, (0.5 * self.cov.diagonal().log() + math.log(width)).expand(len(x), Z)
-        )
+        return DiagonalGaussian(self.mean(x) + shift,
+                                (0.5 * self.cov.diagonal().log() + math.log(width)).expand(len(x), Z))
 
     def gap(self, x, q):
         "KL(q ‖ p(z|x)) of a diagonal Gaussian: what its bound lacks."

@@ -1,4 +1,5 @@
-"The package as a user installs it: a wheel built from the tree, in an environment with its run-time dependencies only, where it trains and evaluates."
+"""The package as a user installs it: a wheel built from the tree, in an environment with its run-time
+dependencies only, where it trains and evaluates."""
 
 import ast
 import json
@@ -17,7 +18,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = "nbdev fastcore execnb papermill IPython ipykernel jupyter_core jupyter_client nbformat nbconvert nbclient traitlets beartype".split()
+TOOLS = ("nbdev fastcore execnb papermill IPython ipykernel jupyter_core jupyter_client nbformat nbconvert "
+         "nbclient traitlets beartype").split()
 IMPORT_ALL = """
 import importlib, importlib.util, pathlib, pkgutil, sys, gpvae
 assert pathlib.Path(gpvae.__file__).is_relative_to(sys.prefix), gpvae.__file__
@@ -39,11 +41,8 @@ def build(work):
     shutil.copytree(ROOT / "gpvae", src / "gpvae", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "settings.ini", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, src)
-    built = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", work, src],
-        capture_output=True,
-        text=True,
-    )
+    built = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", work,
+                            src], capture_output=True, text=True)
     if built.returncode:
         sys.exit(built.stdout + built.stderr)
     return next(work.glob("*.whl"))
@@ -51,38 +50,26 @@ def build(work):
 
 def check_files(wheel):
     "Every file of the package is in the wheel, and nothing else is."
-    want = {
-        p.relative_to(ROOT).as_posix()
-        for p in (ROOT / "gpvae").rglob("*")
-        if p.is_file() and "__pycache__" not in p.parts
-    }
+    want = {p.relative_to(ROOT).as_posix()
+            for p in (ROOT / "gpvae").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     have = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert want == have, f"missing from the wheel: {sorted(want - have)}; only there: {sorted(have - want)}"
 
 
 def check_requirements():
-    "What the modules import at their top is named in settings.ini; what they need only in one place is imported there."
+    """What the modules import at their top is named in settings.ini; what they need only in one place is
+    imported there."""
     trees = [ast.parse(p.read_text(encoding="utf-8")) for p in (ROOT / "gpvae").rglob("*.py")]
-    nodes = [
-        n
-        for tree in trees
-        for n in tree.body
-        if isinstance(n, (ast.Import, ast.ImportFrom)) and not getattr(n, "level", 0)
-    ]
-    used = {
-        name.split(".")[0]
-        for n in nodes
-        for name in ([n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names])
-    }
+    nodes = [n for tree in trees
+             for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom)) and not getattr(n, "level", 0)]
+    used = {name.split(".")[0] for n in nodes
+            for name in ([n.module] if isinstance(n, ast.ImportFrom) else [a.name for a in n.names])}
     parser = ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini", encoding="utf-8")
     named = {re.match(r"[\w-]+", r)[0].lower() for r in parser["DEFAULT"]["requirements"].split()}
     owners = packages_distributions()
-    lost = sorted(
-        u
-        for u in used - set(sys.stdlib_module_names) - {"gpvae"}
-        if not named & {d.lower() for d in owners.get(u, [])}
-    )
+    lost = sorted(u for u in used - set(sys.stdlib_module_names) - {"gpvae"}
+                  if not named & {d.lower() for d in owners.get(u, [])})
     assert not lost, f"imported, but not among the requirements of settings.ini: {lost}"
 
 
@@ -99,22 +86,12 @@ def closure(dist):
 
 
 def environment(wheel, home):
-    "A new environment: the wheel, and links to what it needs by its own metadata; the same files that pip would copy, in no time."
+    """A new environment: the wheel, and links to what it needs by its own metadata; the same files that pip
+    would copy, in no time."""
     venv.create(home)
     python = home / "bin/python"
-    sh(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-index",
-        wheel,
-    )
+    sh(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check",
+       "--no-deps", "--no-index", wheel)
     site = next(home.glob("lib/python*/site-packages"))
     for dist in closure(next(iter(distributions(name="gpvae", path=[str(site)])))):
         for name in {f.parts[0] for f in dist.files} - {"..", "__pycache__"}:

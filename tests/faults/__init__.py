@@ -47,11 +47,8 @@ class Tally:
         width = max(map(len, kinds))
         print(f"{what:{width}}", *(f"{o:>14}" for o in ("tried", *OUTCOMES)))
         for kind in kinds:
-            print(
-                f"{kind:{width}}",
-                f"{sum(counts[kind].values()):14}",
-                *(f"{counts[kind][o]:14}" for o in OUTCOMES),
-            )
+            print(f"{kind:{width}}", f"{sum(counts[kind].values()):14}",
+                  *(f"{counts[kind][o]:14}" for o in OUTCOMES))
         for fault in self.faults[:SHOWN]:
             print(fault)
         if len(self.faults) > SHOWN:

@@ -18,9 +18,8 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m faults", description=__doc__)
     parser.add_argument("what", choices=NUMBERS)
     parser.add_argument("number", nargs="?", type=int, help=MEANING)
-    parser.add_argument(
-        "--seconds", type=float, help="kills: after so many seconds there are no new ones (330)"
-    )
+    parser.add_argument("--seconds", type=float,
+                        help="kills: after so many seconds there are no new ones (330)")
     args = parser.parse_args()
     limit = {} if args.seconds is None else {"seconds": args.seconds}
     if limit and args.what != "kills":

@@ -27,14 +27,8 @@ from gpvae.training import load_checkpoint
 
 SPEC = RunSpec(z_dim=3, settings=dict(epochs=2, hidden=(16, 16), n_train=100, n_test=40, k=4))
 COUNTS = dict(test=12, train=4, valid=12)
-GAPS = GapSettings(
-    AISConfig(temperatures=3, chains=2, leapfrog_steps=1, start="posterior"),
-    Climb(steps=25),
-    samples=10,
-    k=4,
-    simulated=3,
-    chunk=8,
-)
+GAPS = GapSettings(AISConfig(temperatures=3, chains=2, leapfrog_steps=1, start="posterior"), Climb(steps=25),
+                   samples=10, k=4, simulated=3, chunk=8)
 BLOCK = 48  # bytes
 
 
@@ -103,23 +97,20 @@ def kept_files(folder: Path) -> list[Kept]:
     tables = ("runs", "modes", "gaps")
     for name in tables:
         path = store.folder / f"{name}.csv"
-        files.append(
-            Kept(path.name, path, (other_store.folder / path.name).read_bytes(), partial(store.table, name))
-        )
+        files.append(Kept(path.name, path, (other_store.folder / path.name).read_bytes(),
+                          partial(store.table, name)))
     sums = store.folder / "SHA256SUMS"
     read_all = lambda: [store.table(name) for name in tables]
     files.append(Kept(sums.name, sums, (other_store.folder / sums.name).read_bytes(), read_all))
     for kind in ("runs", "gaps"):
         path = store.folder / kind / f"{mine.name}.npz"
         other_path = other_store.folder / kind / f"{other.name}.npz"
-        files.append(
-            Kept(f"{kind}/....npz", path, other_path.read_bytes(), partial(store.arrays, mine.name, kind))
-        )
+        files.append(Kept(f"{kind}/....npz", path, other_path.read_bytes(),
+                          partial(store.arrays, mine.name, kind)))
     for path in sorted(prepared.iterdir()):
         kind = "prepared meta.json" if path.suffix == ".json" else f"prepared {path.name[0]}_....npy"
-        files.append(
-            Kept(kind, path, (other_prepared / path.name).read_bytes(), lambda: load("digits", data))
-        )
+        files.append(Kept(kind, path, (other_prepared / path.name).read_bytes(),
+                          lambda: load("digits", data)))
     return files
 
 
@@ -129,14 +120,9 @@ def run_readers(mine: Path) -> list[tuple[Path, Callable]]:
     x, _, binarisation = images_of(config, COUNTS, torch.device("cpu"))
     opened = lambda: open_run(mine)
     weights = lambda: (load_checkpoint(mine / "checkpoint.safetensors"), load_model(mine).state_dict())
-    readers = {
-        "checkpoint.safetensors": weights,
-        "per_image.safetensors": opened,
-        "metrics.json": opened,
-        "timing.json": opened,
-        "config.json": lambda: vars(read_config(mine)),
-        "gap_simulated.npz": lambda: measure_two_sided(mine, model, x["test"], GAPS),
-    }
+    readers = {"checkpoint.safetensors": weights, "per_image.safetensors": opened, "metrics.json": opened,
+               "timing.json": opened, "config.json": lambda: vars(read_config(mine)),
+               "gap_simulated.npz": lambda: measure_two_sided(mine, model, x["test"], GAPS)}
     for split in x:
         readers[f"gap_{split}.npz"] = partial(measure_split, mine, model, split, x[split], binarisation, GAPS)
     return [(mine / name, read) for name, read in readers.items()]
@@ -204,11 +190,8 @@ def damage_file(file: Kept, places: int, tally: Tally) -> None:
             share = (i + rng.random() * (i > 0)) / places
             new = damaged(file, old, damage, share, rng)
             file.path.write_bytes(new)
-            tally.add(
-                file.kind,
-                f"{damage.__name__} at {share:.3f} of {file.path.name}",
-                outcome(file.read, lambda r: content(r) == right),
-            )
+            tally.add(file.kind, f"{damage.__name__} at {share:.3f} of {file.path.name}",
+                      outcome(file.read, lambda r: content(r) == right))
     file.path.write_bytes(old)
     os.utime(file.path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert content(file.read()) == right

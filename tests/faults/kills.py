@@ -78,12 +78,8 @@ def of_run(folder: Path) -> dict:
     )
     arrays = {run: {k: v.tobytes() for k, v in store.arrays(run).items()} for run in rows["run"]}
     parts = zip(("row", "history", "numbers of images", "weights"), result(at), strict=True)
-    return dict(parts) | {
-        "rows": rows.to_csv(),
-        "modes": store.table("modes").to_csv(),
-        "arrays": arrays,
-        "times that were not measured": times,
-    }
+    return dict(parts) | {"rows": rows.to_csv(), "modes": store.table("modes").to_csv(), "arrays": arrays,
+                          "times that were not measured": times}
 
 
 def stage(folder: Path) -> str:
@@ -110,10 +106,8 @@ def finished(folder: Path) -> None:
 
 def saving(folder: Path) -> str:
     "Whether a file of the store has changed yet."
-    old, new = (
-        {p.name: p.read_bytes() for p in (at / "store").rglob("*") if p.is_file()}
-        for at in (folder.parent / "start", folder)
-    )
+    old, new = ({p.name: p.read_bytes() for p in (at / "store").rglob("*") if p.is_file()}
+                for at in (folder.parent / "start", folder))
     return "saving" if old != new else "before saving"
 
 
@@ -129,28 +123,19 @@ def draw(folder: Path) -> None:
 
 
 def of_page(folder: Path) -> dict:
-    page, files = (
-        nbformat.read(folder / "store" / "page.ipynb", as_version=4),
-        sorted((folder / "store").rglob("*")),
-    )
-    return {
-        "page": [(c.cell_type, c.source, c.metadata, c.get("outputs")) for c in page.cells],
-        "html": (folder / "store" / "page.html").read_text(),
-        "files": [
-            (p.name, p.is_file() and p.suffix in (".csv", ".npz") and p.read_bytes())
-            for p in files
-            if p.name != ".lock"
-        ],
-    }
+    page, files = (nbformat.read(folder / "store" / "page.ipynb", as_version=4),
+                   sorted((folder / "store").rglob("*")))
+    return {"page": [(c.cell_type, c.source, c.metadata, c.get("outputs")) for c in page.cells],
+            "html": (folder / "store" / "page.html").read_text(),
+            "files": [(p.name, p.is_file() and p.suffix in (".csv", ".npz") and p.read_bytes())
+                      for p in files if p.name != ".lock"]}
 
 
 # --- kills ----------------------------------------------------------------------------------------
 
-JOBS = {
-    "rendering": Job(keep, draw, of_page, lambda folder: "rendering"),
-    "saving": Job(finished, keep, of_run, saving),
-    "a run": Job(lambda folder: None, keep, of_run, stage),
-}
+JOBS = {"rendering": Job(keep, draw, of_page, lambda folder: "rendering"),
+        "saving": Job(finished, keep, of_run, saving),
+        "a run": Job(lambda folder: None, keep, of_run, stage)}
 
 
 def shares(kills: int) -> dict[str, int]:
@@ -230,9 +215,8 @@ class Work:
     def kill(self) -> int | None:
         "Kill once: the exit code of work that was done by then or failed, None of work that was killed."
         early = not self.hits and self.rng.random() < 0.3  # while the images are prepared
-        code, started = killed(
-            self.job.work, self.folder, self.rng.uniform(0, min(0.2, self.seconds) if early else self.seconds)
-        )
+        code, started = killed(self.job.work, self.folder,
+                               self.rng.uniform(0, min(0.2, self.seconds) if early else self.seconds))
         self.started += started
         if code != -signal.SIGKILL:
             return code
@@ -242,11 +226,8 @@ class Work:
         "Let the work finish, and count what came of its kills."
         if code is None:
             whole(self.job.work, self.folder)
-        faults = (
-            differences(self.job.everything(self.folder), self.expected)
-            if not code
-            else [f"exit code {code}"]
-        )
+        faults = (differences(self.job.everything(self.folder), self.expected) if not code
+                  else [f"exit code {code}"])
         faults += [f"{name} is left over" for name in left_over(self.folder, self.started)]
         outcome = TRACEBACK if code else SILENT if faults else CLEAR  # clear: the same bits
         for moment in self.hits or (["not killed"] if faults else []):
@@ -272,8 +253,6 @@ def main(kills: int, seconds: float = SECONDS) -> int:
                 work.fresh()
             if work.hits:
                 work.end(tally, None)
-    print(
-        f"{sum(done.values())} kills of {kills} asked for; 'clear error' counts those after which the work "
-        "ended with the same bits and nothing left over"
-    )
+    print(f"{sum(done.values())} kills of {kills} asked for; 'clear error' counts those after which the work "
+          "ended with the same bits and nothing left over")
     return tally.report("killed while at")

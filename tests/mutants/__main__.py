@@ -50,13 +50,10 @@ def run(chosen, folder, jobs):
             return [fault]
         faults = []
         with ThreadPoolExecutor(jobs) as pool:
-            for m, (fault, seconds) in zip(
-                chosen, pool.map(one, [lambda c, m=m: c.unnoticed(m) for m in chosen])
-            ):
-                print(
-                    f"{'NOT noticed' if fault else 'noticed':11} {seconds:5.1f} s  {m.where}: {m.name}",
-                    flush=True,
-                )
+            for m, (fault, seconds) in zip(chosen,
+                                           pool.map(one, [lambda c, m=m: c.unnoticed(m) for m in chosen])):
+                print(f"{'NOT noticed' if fault else 'noticed':11} {seconds:5.1f} s  {m.where}: {m.name}",
+                      flush=True)
                 if fault:
                     faults.append(fault)
         return faults

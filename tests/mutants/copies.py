@@ -42,19 +42,10 @@ class Copy:
         self.folder, skip = folder, shutil.ignore_patterns("__pycache__")
         shutil.copytree(package, folder / "gpvae", ignore=skip)
         shutil.copytree(TESTS, folder / "tests", ignore=skip)
-        env = os.environ | {
-            "PYTHONPATH": str(folder),
-            "OMP_NUM_THREADS": "1",
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        }
-        self.server = subprocess.Popen(
-            [sys.executable, "-P", __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
+        env = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
+                            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        self.server = subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, text=True, env=env)
 
     def close(self):
         self.server.stdin.close()
