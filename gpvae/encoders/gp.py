@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from ..checks import choose, require
+from ..checks import InputError, check_kinds, choose, require
 from ..posteriors import DiagonalGaussian, FullGaussian, GaussianMixture, randn
 from ..vae import Encoder
 
@@ -40,6 +40,10 @@ class _LayerNormalised(Features):
         return self.norm(phi) / math.sqrt(phi.shape[1])
 
 # %% ../../nbs/40_gp_encoder.ipynb #45ece2eb
+def _in_backward() -> bool: # as when activation checkpointing computes a second time
+    "Does autograd run this call?"
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
 class Standardised(Features):
     "ψ = (φ − mean) / √(variance + eps · mean variance) / √H, per feature, from running estimates."
     def __init__(self, h_dim: int, momentum: float = 0.05, eps: float = 0.01):
@@ -51,11 +55,18 @@ class Standardised(Features):
 
     @torch.no_grad()
     def update(self, phi: Float[Tensor, "B H"]) -> None:
-        if not len(phi): return
+        if not len(phi) or _in_backward(): return
         phi = phi.to(self.mean.dtype)
-        self.mean.lerp_(phi.mean(0), self.momentum)
-        self.square.lerp_(phi.square().mean(0), self.momentum)
-        self.weight.lerp_(torch.ones_like(self.weight), self.momentum) # corrects the start at zero
+        square = phi.square().mean(0)
+        finite = square.sum().isfinite() # not asked for on the host, which would wait for a GPU
+        batch = dict(mean=phi.mean(0), square=square, weight=torch.ones_like(self.weight))
+        for name, value in batch.items():
+            moment = getattr(self, name)
+            moved = torch.where(finite, moment.lerp(value, self.momentum), moment)
+            try: moment.copy_(moved)
+            except RuntimeError as e:
+                raise InputError("running moments cannot move within a transform of torch.func: put the "
+                                 "encoder into evaluation mode, or choose features 'layernorm'") from e
 
     @torch.no_grad()
     def shift_and_scale(self) -> tuple[Float[Tensor, "H"], Float[Tensor, "H"]]:
@@ -265,10 +276,10 @@ class UnitFactor(nn.Linear):
 # %% ../../nbs/40_gp_encoder.ipynb #62ae7d88
 _MODES = ("mean", "marginal", "mixture") # posteriors of test time
 
-def _check_positive(**values: float) -> None:
-    "Raise `InputError` for a number that is not."
-    for name, value in values.items():
-        require(value > 0, f"{name} is {value}: it must be positive")
+def _is_plain(head: nn.Module) -> bool:
+    "Is a head its weight and bias and nothing else: no hooks, no parametrisation, no other class?"
+    hooks = head._forward_pre_hooks or head._forward_hooks or head._backward_pre_hooks or head._backward_hooks
+    return type(head) is nn.Linear and head.bias is not None and not hooks and "forward" not in vars(head)
 
 # %% ../../nbs/40_gp_encoder.ipynb #cd7237fa
 class GPEncoder(Encoder):
@@ -286,9 +297,10 @@ class GPEncoder(Encoder):
                  own_features: bool = False,         # a second trunk for the kernel
                  correlated: bool = False):          # a full covariance of q(z|x, f, g)
         super().__init__()
-        sizes = dict(h_dim=h_dim, z_dim=z_dim, n_mixture=n_mixture)
-        _check_positive(**sizes, prior_scale=prior_scale, temperature=temperature)
-        self.mode = choose("test-time mode", mode, _MODES[:2] if correlated else _MODES)
+        check_kinds(int, 1, h_dim=h_dim, z_dim=z_dim, n_mixture=n_mixture)
+        check_kinds(float, prior_scale=prior_scale, temperature=temperature)
+        for name, value in dict(prior_scale=prior_scale, temperature=temperature).items():
+            require(value > 0, f"{name} is {value}: it must be positive")
         self.trunk, self.kernel_trunk = trunk, copy.deepcopy(trunk) if own_features else None
         kinds = _OWN_FEATURES if own_features else _FEATURES
         self.features = kinds[choose("features", features, kinds)](h_dim)
@@ -297,10 +309,19 @@ class GPEncoder(Encoder):
         self.W, self.U = RandomLinear(*weights), RandomLinear(*weights)
         self.temperature, self.n_mixture, self.noise_scale = temperature, n_mixture, 1.
         self.T = UnitFactor(h_dim, z_dim) if correlated else None
-        self._foldable = (features, covariance, own_features) == ("standardised", "diagonal", False)
+        self.mode = mode
 
     @property
     def random(self) -> bool: return self.W.random
+
+    @property
+    def mode(self) -> str:
+        "The posterior of test time."
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        self._mode = choose("test-time mode", mode, _MODES if self.T is None else _MODES[:2])
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -345,12 +366,18 @@ class GPEncoder(Encoder):
         return phi if self.kernel_trunk is None else self.kernel_trunk(x)
 
     def _functions(self, phi: Float[Tensor, "B H"], seen: Float[Tensor, "B H"]) -> RandomFunctions:
-        found = self._folded(phi) if self._foldable else self._unfolded(phi, seen)
+        found = self._folded(phi) if self._foldable() else self._unfolded(phi, seen)
         return found if self.T is None else found._replace(unit=self.T(phi))
+
+    def _foldable(self) -> bool:
+        "May the features and the heads be folded into two products?"
+        parts = type(self.features), type(self.W.cov), type(self.U.cov), self.kernel_trunk
+        usual = parts == (Standardised, _DiagonalCovariance, _DiagonalCovariance, None)
+        return usual and _is_plain(self.b) and _is_plain(self.c)
 
     def _unfolded(self, phi: Float[Tensor, "B H"], seen: Float[Tensor, "B H"]) -> RandomFunctions:
         b, c, psi = self.b(phi), self.c(phi), self.features(seen)
-        v = psi.detach() if self.kernel_trunk is None else psi
+        v = psi.detach() if self.training and self.kernel_trunk is None else psi
         return RandomFunctions(b + psi @ self.W.mean.T, self.W.cov.var(v),
                                c + psi @ self.U.mean.T, self.U.cov.var(v))
 
@@ -360,5 +387,6 @@ class GPEncoder(Encoder):
         B, b0, M = torch.cat((b.weight, c.weight)), torch.cat((b.bias, c.bias)), torch.cat((W.mean, U.mean))
         Ms, log_sd = M * s, torch.cat((W.cov.log_scale, U.cov.log_scale))
         f_mean, g_mean = torch.addmm(torch.addmv(b0, Ms, m, alpha=-1), phi, (B + Ms).T).chunk(2, 1)
-        f_var, g_var = ((phi.detach() - m).square_() @ (log_sd.exp() * s).square().T).chunk(2, 1)
+        centred = phi.detach() - m if self.training else phi - m
+        f_var, g_var = (centred.square() @ (log_sd.exp() * s).square().T).chunk(2, 1)
         return RandomFunctions(f_mean, f_var, g_mean, g_var)
