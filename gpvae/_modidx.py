@@ -388,6 +388,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'gpvae.evaluation.ais.annealing_mode': ('ais.html#annealing_mode', 'gpvae/evaluation/ais.py'),
                                       'gpvae.evaluation.ais.fingerprint': ('ais.html#fingerprint', 'gpvae/evaluation/ais.py'),
                                       'gpvae.evaluation.ais.leapfrog': ('ais.html#leapfrog', 'gpvae/evaluation/ais.py'),
+                                      'gpvae.evaluation.ais.probe': ('ais.html#probe', 'gpvae/evaluation/ais.py'),
                                       'gpvae.evaluation.ais.sandwich': ('ais.html#sandwich', 'gpvae/evaluation/ais.py'),
                                       'gpvae.evaluation.ais.simulate': ('ais.html#simulate', 'gpvae/evaluation/ais.py'),
                                       'gpvae.evaluation.ais.state_at': ('ais.html#state_at', 'gpvae/evaluation/ais.py'),

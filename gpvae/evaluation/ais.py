@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARTS', 'AISConfig', 'State', 'state_at', 'leapfrog', 'transition', 'Bridge', 'anneal', 'LogLikelihood',
-           'annealing_mode', 'fingerprint', 'ais', 'TwoSided', 'simulate', 'sandwich']
+           'annealing_mode', 'probe', 'fingerprint', 'ais', 'TwoSided', 'simulate', 'sandwich']
 
 # %% ../../nbs/71_ais.ipynb #27286bb6
 import hashlib
@@ -337,6 +337,14 @@ def annealing_mode(model: VAE) -> Iterator[None]:
     with torch.inference_mode(False), frozen(model), evaluating(model, gradients=True): yield
 
 # %% ../../nbs/71_ais.ipynb #14d8838d
+def probe(model: VAE, x: Float[Tensor, "B C H W"], # as the model sees them
+          n: int = 3                               # latents for each
+         ) -> list[str]:                           # four digits each, which another machine computes alike
+    "log p(x, z) of images at fixed latents: it changes when the model computes something else."
+    z = torch.randn(n, len(x), model.z_dim, generator=torch.Generator().manual_seed(0))
+    with evaluating(model): log_joint = model.log_joint(x, z.to(model.new_latents(0)))
+    return [f"{v:.3e}" for v in log_joint.flatten().tolist()]
+
 def fingerprint(model: VAE, x: Tensor, index: Sequence[SupportsIndex], **settings
                ) -> str: # 12 hexadecimal digits
     "Changes when the images, the weights or a setting change."
@@ -416,9 +424,10 @@ def ais(model: VAE,
     B = max(1, (rows or default_rows(x.device)) // config.chains)
     require(len(index) == len(x), f"index has {len(index)} numbers for {len(x)} images: pass one per image")
     settings = dict(binarisation=binarisation, **asdict(config), **_start_key(q0, len(x)))
+    like = model.new_latents(0)
+    if path is not None: settings["probe"] = probe(model, to_float(x[:2], binarisation).to(like.dtype))
     done = _Finished(path, fingerprint(model, x, index, **settings))
     if progress and len(done): progress(len(done))
-    like = model.new_latents(0)
     with annealing_mode(model):
         for first in range(len(done), len(x), B):
             part = slice(first, first + B)
