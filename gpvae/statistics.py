@@ -56,19 +56,19 @@ def bootstrap_draws(level: float) -> int:
     require(0 < level < 1, f"level is {level}: it must be between 0 and 1, 0.95 is usual")
     return max(2000, math.ceil(round(100 / (1 - level), 6)))
 
-def bootstrap(statistic: Callable[..., float],      # of columns of numbers
-              *columns: Float[np.ndarray, "N ..."], # resampled together, by images
-              n: int|None = None,                   # draws; None: `bootstrap_draws(level)`
+def bootstrap(statistic: Callable[..., float|np.ndarray], # of columns of numbers; one number or several
+              *columns: Float[np.ndarray, "N ..."],      # resampled together, by images
+              n: int|None = None,                        # draws; None: `bootstrap_draws(level)`
               level: float = 0.95
-             ) -> Interval:
+             ) -> Interval:                                # of lists where the statistic has several numbers
     "A statistic with its percentile interval over images."
     N = len(columns[0])
     require(N > 1, f"{N} images: an interval needs at least two")
     rng = np.random.default_rng(0)
     draws = (rng.integers(N, size=N) for _ in range(n or bootstrap_draws(level)))
     drawn = [statistic(*(c[i] for c in columns)) for i in draws]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(*columns)), float(low), float(high), level)
+    ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(*(np.asarray(v, float).tolist() for v in (statistic(*columns), *ends)), level)
 
 # %% ../nbs/07_statistics.ipynb #9bf197a2
 def mean_interval(values: Float[np.ndarray, "N"], # e.g. paired differences of two models, one per image
@@ -100,29 +100,31 @@ def difference_interval(a: Sequence[np.ndarray]|np.ndarray, # of each seed, a nu
                        ) -> Interval:
     """Mean of `a` minus mean of `b` with Welch's interval over seeds, images nested and paired.
 
-    `difference_interval([vae_0, vae_1, vae_2], [gpvae_0, gpvae_1])`: unequal numbers of seeds are fine.
-    Raises `InputError` for fewer than two seeds, other images, or values that are not finite."""
+    `difference_interval([vae_0, vae_1, vae_2], [gpvae_0])`: unequal numbers of seeds are fine.
+    Raises `InputError` for other images, values that are not finite, and one number of each."""
     sides = []
     for name, seeds in (("a", a), ("b", b)):
         lengths = {len(v) for v in seeds}
-        require(len(seeds) > 1, f"{name} has {len(seeds)} seeds: an interval over seeds needs at least two; "
-                "mean_interval compares two models")
+        require(len(seeds) > 0, f"{name} has no seed: pass the numbers of at least one")
         require(len(lengths) == 1, f"the seeds of {name} have {sorted(lengths)} images: pass the same ones")
         sides.append(np.stack([np.asarray(v, float) for v in seeds]))
         bad = int((~np.isfinite(sides[-1])).any(0).sum())
         require(bad == 0, f"{name} is not finite on {bad} images: leave them out of both, and say so")
     a, b = sides
     n = a.shape[1]
-    require(n == b.shape[1] and n > 1,
-            f"a has {n} images and b {b.shape[1]}: pass the same ones, at least two")
+    require(n == b.shape[1], f"a has {n} images and b {b.shape[1]}: pass the same ones")
+    require(max(n, len(a), len(b)) > 1, "one number of each has no interval: pass several seeds or images")
     require(0 < level < 1, f"level is {level}: it must be between 0 and 1, 0.95 is usual")
     groups = [a.mean(1), b.mean(1), *(np.asarray(g, float) for g in others)]
     if len(others) and may_pool(groups):
         freedom = sum(len(g) - 1 for g in groups)
         pooled = sum(((g - g.mean())**2).sum() for g in groups) / freedom
         terms = [(pooled / len(a) + pooled / len(b), freedom)]
-    else: terms = [(g.var(ddof=1) / len(g), len(g) - 1) for g in groups[:2]]
-    terms.append(((a.mean(0) - b.mean(0)).var(ddof=1) / n, n - 1))
+    else:
+        several = [g for g in groups[:2] if len(g) > 1]
+        shares = [1 / len(g) for g in several] if len(several) > 1 else [1 / len(a) + 1 / len(b)]
+        terms = [(share * g.var(ddof=1), len(g) - 1) for share, g in zip(shares, several)]
+    if n > 1: terms.append(((a.mean(0) - b.mean(0)).var(ddof=1) / n, n - 1))
     variance = sum(v for v, _ in terms)
     nu = variance**2 / max(sum(v**2 / f for v, f in terms), 1e-300)
     mean, half = a.mean() - b.mean(), stdtrit(nu, (1 + level) / 2) * variance**0.5 if variance else 0.
@@ -135,22 +137,25 @@ def spearman(score: Float[np.ndarray, "N"], gap: Float[np.ndarray, "N"]) -> floa
     return float(np.corrcoef(rankdata(score), rankdata(gap))[0, 1])
 
 # %% ../nbs/07_statistics.ipynb #3d4ef4a7
-def partial_correlation(score: Float[np.ndarray, "N"], gap: Float[np.ndarray, "N"],
-                        given: Sequence[np.ndarray] = (), # what both are regressed on first
+def partial_correlation(score: Float[np.ndarray, "*scores N"], # one score, or several
+                        gap: Float[np.ndarray, "N"],
+                        given: Sequence[np.ndarray]|np.ndarray = (), # what both are regressed on first
                         ranks: bool = True # of ranks (Spearman), or of the numbers themselves (Pearson)
-                       ) -> float:
+                       ) -> float|Float[np.ndarray, "_"]:
     "Correlation of what the given columns do not explain; NaN where nothing is left."
-    columns = np.stack([np.asarray(v, float) for v in (score, gap, *given)])
-    if np.isnan(columns).any(): return math.nan
+    columns = np.vstack([np.asarray(v, float) for v in (score, gap, *given)])
+    n, shape = len(columns) - len(given), np.shape(score)[:-1]
+    if np.isnan(columns).any(): return np.full(shape, math.nan)[()]
     if ranks: columns = rankdata(columns, axis=1)
     columns = columns - columns.mean(1, keepdims=True)
-    left = columns[:2]
+    left = columns[:n]
     if len(given):
-        _, length, basis = np.linalg.svd(columns[2:], full_matrices=False)
+        _, length, basis = np.linalg.svd(columns[n:], full_matrices=False)
         basis = basis[length > 1e-9 * length.max()]
         left = left - left @ basis.T @ basis
-    size, before = (left**2).sum(1), (columns[:2]**2).sum(1)
-    return float(left[0] @ left[1] / np.sqrt(size.prod())) if (size > 1e-12 * before).all() else math.nan
+    size, before = (left**2).sum(1), (columns[:n]**2).sum(1)
+    size[~(size > 1e-12 * before)] = math.nan
+    return (left[:-1] @ left[-1] / np.sqrt(size[:-1] * size[-1])).reshape(shape)[()]
 
 def correlation_interval(score: Float[np.ndarray, "N"], gap: Float[np.ndarray, "N"],
                          given: Sequence[np.ndarray] = (), # as for `partial_correlation`

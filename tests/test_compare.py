@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from gpvae.study.compare import (Interval, Verdict, best_and_ties, difference, difference_interval,
-                                 paired_difference, rank_correlation, rank_margin, values_by_seed, verdict)
+from gpvae.statistics import Interval
+from gpvae.study.compare import (Verdict, best_and_ties, difference, paired_difference, stacked_difference,
+                                 values_by_seed, verdict)
 
 IMAGES = np.random.default_rng(0).normal(-90, 20, 500)
 
@@ -43,7 +44,7 @@ def test_a_difference_uses_all_seeds_of_both_lines():
 
 def test_images_that_answer_differently_widen_the_interval_of_one_seed():
     noise = np.random.default_rng(1).normal(1.0, 3.0, 500)
-    gap = difference_interval((IMAGES + noise)[None], IMAGES[None])
+    gap = stacked_difference([IMAGES + noise], [IMAGES])
     low, high = scipy.stats.ttest_1samp(noise, 0.0).confidence_interval(0.95)
     assert (gap.low, gap.high) == pytest.approx((low, high))
 
@@ -78,14 +79,3 @@ def test_the_best_line_and_those_that_are_not_significantly_lower():
     assert best_and_ties(rows, arrays) == ["sa-4", "gpvae"]
     assert best_and_ties(rows, {}) == ["sa-4"]  # without numbers of images nothing is tied
     assert best_and_ties(rows.assign(log_px=np.nan), arrays, "log_px") == []
-
-
-def test_one_score_ranks_better_than_another():
-    rng = np.random.default_rng(0)
-    gap = rng.normal(size=400)
-    good, bad = gap + 0.3 * rng.normal(size=400), gap + 3 * rng.normal(size=400)
-    assert verdict(rank_margin(good, bad, gap, draws=100)) is Verdict.SUPPORTED
-    assert verdict(rank_margin(bad, good, gap, draws=100)) is Verdict.CONTRADICTED
-    assert rank_margin(good, good, gap, draws=20)[:3] == (0, 0, 0)
-    interval = rank_correlation(good, gap, draws=100)
-    assert interval.low < scipy.stats.spearmanr(good, gap).statistic == pytest.approx(interval.mean)

@@ -12,11 +12,11 @@ from gpvae.evaluation import ais as annealing
 from gpvae.evaluation.ais import AISConfig, ais
 from gpvae.evaluation.scores import leverage
 from gpvae.inference.best_gaussian import Climb
-from gpvae.statistics import partial_correlation, spearman
+from gpvae.statistics import bootstrap, difference_interval, partial_correlation, spearman
 from gpvae.study import gaps, gap_tables
-from gpvae.study.compare import difference_interval
+from gpvae.study.compare import stacked_difference
 from gpvae.study.config import load_images
-from gpvae.study.gap_tables import MeasuredRun, ranking
+from gpvae.study.gap_tables import MeasuredRun, rankings
 from gpvae.study.gaps import GapSettings, measure, measure_split, round_binary
 from gpvae.study.report import render
 from gpvae.study.run import load_model, open_run, run
@@ -205,7 +205,7 @@ def test_the_page_says_what_the_files_say(shown):
     for table in (gap_tables.decomposition, gap_tables.differences, gap_tables.detection):
         for cell in table(results).astype(str).to_numpy().ravel():
             assert cell in text
-    assert with_interval(ranking([runs_of(shown)["gpvae"]], "doubt", "approximation")) in text
+    assert with_interval(rankings([runs_of(shown)["gpvae"]], "approximation")["doubt", "alone"]) in text
     assert text.count("<img") == text.count('<img alt="') == 2 + 4  # two figures, two measures with two ends
 
 
@@ -247,14 +247,17 @@ def made_up(knows=1.0, gap=2.0, free=0.5, n=300, seed=0):
 def test_a_ranking_is_the_rank_correlation_of_the_statistics(knows, low, high):
     run_ = made_up(knows)
     score, gap = run_.scores(), run_.gaps().amortization
-    alone = ranking([run_], "doubt", "amortization", draws=100)
+    ranks = rankings([run_], "amortization", draws=100)
+    alone, given = (ranks["doubt", how] for how in gap_tables.HOW)
     assert alone.mean == pytest.approx(spearman(score["doubt"], gap)) and low < alone.low < alone.high <= high
     free = gap_tables.free_scores([run_])
     assert set(free) == {"kl", "entropy"}
-    given = ranking([run_], "doubt", "amortization", free, draws=100)
     assert given.mean == pytest.approx(partial_correlation(score["doubt"], gap, [score[k] for k in free]))
-    other = ranking([run_], "doubt", "approximation", draws=100)
+    one = bootstrap(spearman, score["doubt"], gap, n=100)
+    assert alone == pytest.approx(one)  # all scores of a draw are ranked at once
+    other = rankings([run_], "approximation", draws=100)["doubt", "alone"]
     assert other.low < 0 < other.high
+    assert {score for score, how in ranks if how == gap_tables.HOW[1]} == set(gap_tables.PROCESS)
 
 
 def test_a_score_that_repeats_a_free_one_adds_nothing():
@@ -262,28 +265,26 @@ def test_a_score_that_repeats_a_free_one_adds_nothing():
     run_.arrays["test_score_g"] = run_.arrays["test_score_f_relative"] = run_.arrays[
         "test_score_kl"
     ] + np.random.default_rng(5).normal(size=300).astype(np.float32)
-    alone = ranking([run_], "doubt", "amortization", draws=100)
-    given = ranking([run_], "doubt", "amortization", gap_tables.free_scores([run_]), draws=100)
+    ranks = rankings([run_], "amortization", draws=100)
+    alone, given = (ranks["doubt", how] for how in gap_tables.HOW)
     assert alone.low > 0 and given.low < 0 < given.high
 
 
 def test_seeds_are_averaged_and_images_that_were_not_measured_are_left_out():
     first, second = made_up(seed=1), made_up(seed=2)
     first.arrays["test_log_px"][:50] = np.nan
-    both = ranking([first, second], "doubt", "approximation", draws=50)
+    both = rankings([first, second], "approximation", draws=50)
     rest = [spearman(r.scores()["doubt"][50:], r.gaps().approximation[50:]) for r in (first, second)]
-    assert both.mean == pytest.approx(np.mean(rest))
-    assert ranking([first, second], "leverage", "approximation") is None
+    assert both["doubt", "alone"].mean == pytest.approx(np.mean(rest))
+    assert ("leverage", "alone") not in both
 
 
-def test_a_difference_is_that_of_the_comparisons():
+def test_a_difference_leaves_out_images_that_were_not_measured():
     ours, theirs = [made_up(gap=2.0, seed=s) for s in (1, 2)], [made_up(gap=4.0, seed=3)]
-    a, b = (gap_tables.stack(runs, "amortization") for runs in (ours, theirs))
-    assert gap_tables.difference(ours, theirs, "amortization") == difference_interval(a, b)
     ours[0].arrays["test_elbo"][7] = np.nan
+    a, b = (gap_tables.stack_gaps(runs, "amortization") for runs in (ours, theirs))
     kept = np.arange(300) != 7
-    expected = difference_interval(a[:, kept], b[:, kept])
-    assert gap_tables.difference(ours, theirs, "amortization") == expected
+    assert stacked_difference(a, b) == difference_interval(a[:, kept], b[:, kept])
 
 
 @pytest.mark.parametrize("free", [2.0, -2.0])

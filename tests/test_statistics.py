@@ -45,7 +45,8 @@ def test_an_image_without_a_number_is_said():
     assert mean_error(np.array([1., 3., -np.inf])) == "-inf ± nan"
 
 @pytest.mark.parametrize("a, b, options, words", [
-    ([np.zeros(4)], [np.zeros(4)] * 2, {}, "a has 1 seeds"),
+    ([], [np.zeros(4)] * 2, {}, "a has no seed"),
+    ([np.zeros(1)], [np.zeros(1)], {}, "one number of each has no interval"),
     ([np.zeros(4), np.zeros(5)], [np.zeros(4)] * 2, {}, r"the seeds of a have \[4, 5\] images"),
     ([np.zeros(4)] * 2, [np.zeros(5)] * 2, {}, "a has 4 images and b 5"),
     ([np.zeros(4)] * 2, [np.full(4, np.nan)] * 2, {}, "b is not finite on 4 images"),
@@ -55,6 +56,16 @@ def test_an_image_without_a_number_is_said():
 def test_questions_without_an_answer(a, b, options, words):
     with pytest.raises(InputError, match=words):
         difference_interval(a, b, **options)
+
+def test_one_seed_scatters_as_those_of_the_other_method_do(rng):
+    images = rng.normal(size=(1, 40))
+    for one, S in ((np.ones((1, 1)), 4), (np.zeros((1, 1)), 9)):
+        several = rng.normal(size=(S, 1))
+        students = ttest_ind(one[:, 0], several[:, 0]).confidence_interval(0.95)
+        assert np.allclose(difference_interval(one + images, several + images)[1:3], students)
+        assert np.allclose(difference_interval(one, several)[1:3], students)  # of one number a seed
+    a, b = rng.normal(size=(2, 1, 40))
+    assert np.allclose(difference_interval(a, b), mean_interval((a - b)[0]))
 
 def test_equal_numbers_have_an_interval_of_no_width():
     assert difference_interval([np.ones(4)] * 2, [np.zeros(4)] * 2)[:3] == (1., 1., 1.)
@@ -67,6 +78,9 @@ def test_partial_correlations(rng):
     by_regression = [v - np.polyval(np.polyfit(c, v, 1), c) for v in (x, y)]
     assert np.isclose(partial_correlation(x, y, [c], ranks=False), np.corrcoef(*by_regression)[0, 1])
     assert np.isclose(partial_correlation(x, y, [c, c]), partial_correlation(x, y, [c])) # collinear
+    both = partial_correlation(np.stack([x, y]), beyond, [c])
+    assert np.allclose(both, [partial_correlation(v, beyond, [c]) for v in (x, y)])
+    assert np.isnan(partial_correlation(x, y, [np.where(c > 0, c, np.nan)]))
     assert np.isnan(partial_correlation(np.exp(c), y, [c])) and np.isnan(partial_correlation(np.ones(400), y))
     holes = np.where(np.arange(400) < 10, np.nan, y)
     interval = correlation_interval(x, holes, [c], n=200)

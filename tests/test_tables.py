@@ -6,7 +6,7 @@ import pytest
 
 from gpvae.checks import InputError
 from gpvae.study import tables
-from gpvae.study.compare import Interval
+from gpvae.statistics import Interval
 from gpvae.study.config import RunSpec
 from gpvae.study.store import Store
 from gpvae.study.studies import Results, Study, name_lines, refined_variants

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from gpvae.data import CHOICES
-from gpvae.study.compare import (LEVEL, Interval, Verdict, difference, difference_interval, values_by_seed,
-                                 verdict)
+from gpvae.statistics import Interval, difference_interval
+from gpvae.study.compare import Verdict, difference, values_by_seed, verdict
 from gpvae.study.config import RunSpec
-from gpvae.study.gap_tables import GAPS, HOW, PROCESS, frame, free_scores, measured_runs, ranking
+from gpvae.study.gap_tables import GAPS, HOW, PROCESS, measured_runs, rankings
 from gpvae.study.methods import METHODS
 from gpvae.study.store import Store
 from gpvae.study.studies import SET_TITLES, Results, Study, preset_studies
-from gpvae.study.tables import number, parts, with_interval
+from gpvae.study.tables import frame, number, parts, with_interval
 
 METHOD, CONTROL = "gpvae", "gpvae-mean"  # what the claims are about, and the same network without randomness
 RIVALS = {"VAE": ("vae",), "semi-amortized": ("sa",), "flow": ("iaf", "hf"), "mixture": ("me", "rme")}
@@ -138,9 +138,9 @@ def time_ratio(part: Results, line: str) -> tuple[Interval | None, str]:  # None
                     for of in (METHOD, line))
     seeds = f"{len(ours)} and {len(theirs)}"
     if max(len(ours), len(theirs)) < 2:
-        return Interval(float(np.exp(theirs.mean() - ours.mean())), np.nan, np.nan, LEVEL), seeds
+        return Interval(float(np.exp(theirs.mean() - ours.mean())), np.nan, np.nan), seeds
     logs = difference_interval(theirs, ours)
-    return Interval(*(float(v) for v in np.exp(logs[:3])), logs.level), seeds
+    return Interval(*np.exp(logs[:3]).tolist()), seeds
 
 
 def difficulty_claim(settings: Settings) -> pd.DataFrame:  # rank correlations
@@ -150,8 +150,9 @@ def difficulty_claim(settings: Settings) -> pd.DataFrame:  # rank correlations
         runs = measured_runs(part).get(METHOD)
         for gap in GAPS:
             row = {"setting": setting, "gap": gap}
-            for how, given in zip(HOW, ((), free_scores(runs) if runs else ())):
-                interval = ranking(runs, SCORE, gap, given) if runs else None
+            ranks = rankings(runs, gap) if runs else {}
+            for how in HOW:
+                interval = ranks.get((SCORE, how))
                 row |= {how: with_interval(interval) or "not measured",
                         RANKS[how]: str(verdict(interval)) if interval else ""}
             rows.append(row | ({"seeds": len(runs), "images": len(runs[0].gaps().elbo)} if runs else {}))

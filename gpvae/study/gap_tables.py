@@ -1,21 +1,22 @@
 """Tables of measured gaps: `Results` in, a DataFrame out, one part for each number of latents and of images.
 
 Numbers of several seeds are averaged image by image; ± is the standard error over images."""
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Shaped
+from scipy.stats import rankdata
 
 from gpvae.encoders.gp import Uncertainty
 from gpvae.evaluation.gap import Gaps
 from gpvae.evaluation.scores import SHIFTS, best_score, by_decile, decile_edges
 from gpvae.statistics import Interval, auroc, bootstrap, mean_and_error, partial_correlation, spearman
-from gpvae.study.compare import LEVEL, difference_interval, verdict
+from gpvae.study.compare import stack, stacked_difference, verdict
 from gpvae.study.gaps import doubt
 from gpvae.study.studies import Results
-from gpvae.study.tables import duration, number, parts, with_interval
+from gpvae.study.tables import duration, frame, number, parts, with_interval
 
 PROCESS = ("doubt", *Uncertainty._fields)  # scores of random functions; any VAE has the others
 OUTSIDE = (*SHIFTS, "letters")             # images that a model was not trained on
@@ -60,26 +61,9 @@ def measured_runs(part: Results) -> dict[str, list[MeasuredRun]]:  # line -> its
     return {line: runs for line, runs in lines.items() if runs}
 
 
-def measured_parts(results: Results
-                   ) -> Iterator[tuple[dict[str, object], Results, dict[str, list[MeasuredRun]]]]:
-    "Heading, part and measured runs of every part that has some."
-    for heading, part in parts(results):
-        runs = measured_runs(part)
-        if runs:
-            yield heading, part, runs
-
-
-def frame(rows: list[dict[str, object]]) -> pd.DataFrame:
-    "A table of rows, the first column as its index; columns without content are left out."
-    table = pd.DataFrame(rows, dtype=object)
-    table = table.where(table.notna(), "")
-    return table.loc[:, (table != "").any()].set_index(table.columns[0]) if rows else table
-
-
-def stack(runs: list[MeasuredRun], name: str, split: str = "test") -> Float[np.ndarray, "seeds n"]:
+def stack_gaps(runs: list[MeasuredRun], name: str, split: str = "test") -> Float[np.ndarray, "seeds n"]:
     "One part of the gaps of every seed, of the images that all have."
-    values = [getattr(run.gaps(split), name) for run in runs]
-    return np.stack([v[:min(map(len, values))] for v in values])
+    return stack([getattr(run.gaps(split), name) for run in runs])
 
 
 def mean_se(values: Float[np.ndarray, "n"]) -> str:
@@ -90,50 +74,48 @@ def mean_se(values: Float[np.ndarray, "n"]) -> str:
     return f"{number(mean)} ± {error:.2f}"
 
 
+def measured_parts(results: Results
+                   ) -> Iterator[tuple[dict[str, object], Results, dict[str, list[MeasuredRun]]]]:
+    "Heading, part and measured runs of every part that has some."
+    for heading, part in parts(results):
+        runs = measured_runs(part)
+        if runs:
+            yield heading, part, runs
+
+
+def by_line(results: Results, rows_of: Callable[[list[MeasuredRun]], list[dict[str, object]]]) -> pd.DataFrame:
+    "Some rows for the measured runs of each line of each part."
+    return frame([{"method": line} | heading | row for heading, _, lines in measured_parts(results)
+                  for line, runs in lines.items() for row in rows_of(runs)])
+
+
 def decomposition(results: Results) -> pd.DataFrame:  # nats per image
     "Likelihood, bound and gaps on test images."
-    rows = []
-    for heading, _, lines in measured_parts(results):
-        for line, runs in lines.items():
-            cells = {column: mean_se(stack(runs, name).mean(0)) for column, name in COLUMNS.items()}
-            counts = {"images": stack(runs, "elbo").shape[1], "seeds": len(runs)}
-            rows.append({"method": line} | heading | cells | counts)
-    return frame(rows)
+    def rows_of(runs):
+        cells = {column: mean_se(stack_gaps(runs, name).mean(0)) for column, name in COLUMNS.items()}
+        return [cells | {"images": stack_gaps(runs, "elbo").shape[1], "seeds": len(runs)}]
+    return by_line(results, rows_of)
 
 
 def differences(results: Results) -> pd.DataFrame:  # nats per image
     "Every line minus the reference, and the verdict on the claim that its amortization gap is smaller."
     rows = []
     for heading, part, lines in measured_parts(results):
-        reference = lines.get(part.study.reference)
+        reference = lines.pop(part.study.reference, [])
         for line, runs in lines.items() if reference else ():
-            if line == part.study.reference:
-                continue
-            gaps = {column: difference(runs, reference, COLUMNS[column])
+            gaps = {column: stacked_difference(*(stack_gaps(of, COLUMNS[column]) for of in (runs, reference)))
                     for column in ("amortization", "approximation", "log p(x)", "total gap")}
-            smaller = verdict(gaps["amortization"], above=False)
-            rows.append({"method": line} | heading | {"verdict": str(smaller)}
+            rows.append({"method": line} | heading | {"verdict": str(verdict(gaps["amortization"], above=False))}
                         | {f"Δ {column}": with_interval(gap) for column, gap in gaps.items()}
                         | {"seeds": f"{len(runs)} and {len(reference)}"})
     return frame(rows)
-
-
-def difference(runs: list[MeasuredRun], reference: list[MeasuredRun], name: str, level: float = LEVEL
-               ) -> Interval | None:
-    "A part of the gaps minus that of the reference, over the test images that both have."
-    ours, theirs = stack(runs, name), stack(reference, name)
-    n = min(ours.shape[1], theirs.shape[1])
-    finite = np.isfinite(np.concatenate([ours[:, :n], theirs[:, :n]])).all(0)
-    if finite.sum() < 2:
-        return None
-    return difference_interval(ours[:, :n][:, finite], theirs[:, :n][:, finite], level)
 
 
 def gap_parts(part: Results) -> pd.DataFrame:  # columns approximation, amortization, error; nats
     "The parts of the gap of every line, and the standard error of their sum."
     lines = {}
     for line, runs in measured_runs(part).items():
-        total, first = (stack(runs, name).mean(0) for name in ("total", "approximation"))
+        total, first = (stack_gaps(runs, name).mean(0) for name in ("total", "approximation"))
         lines[line] = {"approximation": np.nanmean(first), "amortization": np.nanmean(total - first),
                        "error": mean_and_error(total)[1]}
     return pd.DataFrame(lines).T
@@ -141,52 +123,23 @@ def gap_parts(part: Results) -> pd.DataFrame:  # columns approximation, amortiza
 
 def generalisation(results: Results) -> pd.DataFrame:  # nats per image
     "Likelihood, total and amortization gap of training and test images, and their difference."
-    rows = []
-    for heading, _, lines in measured_parts(results):
-        for line, runs in lines.items():
-            for quantity in ("amortization", "total gap", "log p(x)"):
-                train, test = (stack(runs, COLUMNS[quantity], split).mean(0) for split in ("train", "test"))
-                (mean, error), (other, its_error) = mean_and_error(test), mean_and_error(train)
-                rows.append({"method": line} | heading | {
-                    "quantity": quantity, "train": mean_se(train), "test": mean_se(test),
-                    "test − train": f"{number(mean - other, sign=True)} ± {np.hypot(error, its_error):.2f}"})
-    return frame(rows)
+    def row_of(runs, quantity):
+        train, test = (stack_gaps(runs, COLUMNS[quantity], split).mean(0) for split in ("train", "test"))
+        (mean, error), (other, its_error) = mean_and_error(test), mean_and_error(train)
+        return {"quantity": quantity, "train": mean_se(train), "test": mean_se(test),
+                "test − train": f"{number(mean - other, sign=True)} ± {np.hypot(error, its_error):.2f}"}
+    return by_line(results, lambda runs: [row_of(runs, of) for of in ("amortization", "total gap", "log p(x)")])
 
 
 def widths(results: Results) -> pd.DataFrame:  # one column a factor; nats
     "IWAE by the factor on the proposal's variances: at 1 its value, else the paired difference to it."
-    rows = []
-    for heading, _, lines in measured_parts(results):
-        for line, (run, *_) in lines.items():
-            names = [c for c in run.row.index if c.startswith("iwae_") and not c.endswith("_error")]
-            own = run.row["iwae_1.0"]
-            rows.append({"method": line} | heading | {
-                "× " + c.removeprefix("iwae_"): number(own) if c == "iwae_1.0" else
-                f"{number(run.row[c] - own, sign=True)} ± {run.row[f'{c}_error']:.2f}" for c in names})
-    return frame(rows)
-
-
-def ranking(runs: list[MeasuredRun],      # the seeds of a line
-            score: str,
-            gap: str,                     # one of GAPS
-            given: tuple[str, ...] = (),  # other scores
-            level: float = LEVEL, draws: int = 500
-            ) -> Interval | None:         # None where it was not measured
-    "Spearman's correlation of a score with a gap of the test images, given others: the mean over seeds."
-    scores = [run.scores() for run in runs]
-    if not all(name in of_run for of_run in scores for name in (score, *given)):
-        return None
-    target = stack(runs, gap).T
-    columns = [np.stack([of_run[name][:len(target)] for of_run in scores], 1) for name in (score, *given)]
-    columns.insert(1, target)
-    finite = np.isfinite(np.concatenate(columns, 1)).all(1)
-    if finite.sum() < 3:
-        return None
-
-    def over_seeds(*columns: np.ndarray) -> float:
-        by_seed = np.stack(columns).transpose(2, 0, 1)
-        return float(np.mean([partial_correlation(c[0], c[1], list(c[2:])) for c in by_seed]))
-    return bootstrap(over_seeds, *(c[finite] for c in columns), n=draws, level=level)
+    def rows_of(runs):
+        row = runs[0].row
+        factors = [c for c in row.index if c.startswith("iwae_") and not c.endswith("_error")]
+        cells = {c: f"{number(row[c] - row['iwae_1.0'], sign=True)} ± {row[f'{c}_error']:.2f}" for c in factors}
+        cells["iwae_1.0"] = number(row["iwae_1.0"])
+        return [{"× " + c.removeprefix("iwae_"): cell for c, cell in cells.items()}]
+    return by_line(results, rows_of)
 
 
 def free_scores(runs: list[MeasuredRun]) -> tuple[str, ...]:
@@ -194,17 +147,39 @@ def free_scores(runs: list[MeasuredRun]) -> tuple[str, ...]:
     return tuple(name for name in runs[0].scores() if name not in PROCESS)
 
 
+def rankings(runs: list[MeasuredRun],  # the seeds of a line
+             gap: str,                 # one of GAPS
+             draws: int = 500          # of the bootstrap over images
+             ) -> dict[tuple[str, str], Interval]:  # by score and one of HOW; without what was not measured
+    "Spearman's correlation of every score with a gap of the test images, means over seeds."
+    scores, target = [run.scores() for run in runs], stack_gaps(runs, gap)
+    names = [name for name in scores[0] if all(name in of_run for of_run in scores)]
+    free = [i for i, name in enumerate(names) if name not in PROCESS]
+    process = [i for i, name in enumerate(names) if name in PROCESS]
+    columns = np.array([[*(of_run[name] for name in names), gaps] for of_run, gaps in zip(scores, target)])
+    columns = columns[:, :, np.isfinite(columns).all((0, 1))].transpose(2, 0, 1)  # images, seeds, columns
+    if len(columns) < 3:
+        return {}
+
+    def correlations(columns: Float[np.ndarray, "N _ _"]) -> Float[np.ndarray, "_"]:
+        by_seed = []
+        for of_seed in columns.transpose(1, 2, 0):
+            ranks = rankdata(of_seed, axis=1)
+            alone = partial_correlation(ranks[:-1], ranks[-1], ranks=False)
+            given = partial_correlation(ranks[process], ranks[-1], ranks[free], ranks=False)
+            by_seed.append([*alone, *given])
+        return np.mean(by_seed, 0)
+    keys = [*((name, HOW[0]) for name in names), *((names[i], HOW[1]) for i in process)]
+    return dict(zip(keys, map(Interval, *bootstrap(correlations, columns, n=draws)[:3])))
+
+
 def difficulty(results: Results) -> pd.DataFrame:  # rank correlations
     "How every score ranks both gaps, alone and, for those of random functions, given the free scores."
-    rows = []
-    for heading, _, lines in measured_parts(results):
-        for line, runs in lines.items():
-            for score in runs[0].scores():
-                cells = {f"{gap}, {how}": with_interval(ranking(runs, score, gap, given))
-                         if how == HOW[0] or score in PROCESS else ""
-                         for gap in GAPS for how, given in zip(HOW, ((), free_scores(runs)))}
-                rows.append({"method": line} | heading | {"score": score} | cells)
-    return frame(rows)
+    def rows_of(runs):
+        ranks = {gap: rankings(runs, gap) for gap in GAPS}
+        return [{"score": score} | {f"{gap}, {how}": with_interval(ranks[gap].get((score, how)))
+                                    for gap in GAPS for how in HOW} for score in runs[0].scores()]
+    return by_line(results, rows_of)
 
 
 def choose_free_score(run: MeasuredRun) -> tuple[str, int]:
@@ -233,47 +208,36 @@ def calibration(run: MeasuredRun) -> dict[str, pd.DataFrame]:  # score -> a line
 
 def detection(results: Results) -> pd.DataFrame:  # one column a kind of images
     "Area under the ROC curve of every score, for images that the model was not trained on."
-    rows = []
-    for heading, _, lines in measured_parts(results):
-        for line, (run, *_) in lines.items():
-            outside = {name: run.scores(name) for name in OUTSIDE}
-            for score, values in run.scores().items():
-                areas = {name: number(auroc(values, scores[score])) for name, scores in outside.items()
-                         if score in scores}
-                rows.append({"method": line} | heading | {"score": score} | areas)
-    return frame(rows)
+    def rows_of(runs):
+        outside = {name: runs[0].scores(name) for name in OUTSIDE}
+        return [{"score": score} | {name: number(auroc(values, scores[score])) for name, scores in outside.items()
+                                    if score in scores} for score, values in runs[0].scores().items()]
+    return by_line(results, rows_of)
 
 
 def doubt_sizes(results: Results) -> pd.DataFrame:  # nats per image
     "The mean doubt beside the mean amortization gap of the test images."
-    rows = []
-    for heading, _, lines in measured_parts(results):
-        for line, runs in lines.items():
-            doubts = [run.scores().get("doubt") for run in runs]
-            if doubts[0] is not None:
-                own = np.mean([v[:min(map(len, doubts))] for v in doubts], 0)
-                gap = stack(runs, "amortization").mean(0)
-                rows.append({"method": line} | heading | {
-                    "doubt": mean_se(own), "amortization gap": mean_se(gap),
-                    "gap / doubt": number(np.nanmean(gap) / own.mean(), 1)})
-    return frame(rows)
+    def rows_of(runs):
+        doubts = [run.scores().get("doubt") for run in runs]
+        if doubts[0] is None:
+            return []
+        doubts, gaps = stack(doubts).mean(0), stack_gaps(runs, "amortization").mean(0)
+        return [{"doubt": mean_se(doubts), "amortization gap": mean_se(gaps),
+                 "gap / doubt": number(np.nanmean(gaps) / doubts.mean(), 1)}]
+    return by_line(results, rows_of)
 
 
 def measurement(results: Results) -> pd.DataFrame:
     "How the gaps were measured, and how far an upper and a lower bound on log p(x) lie apart."
-    rows = []
-    for heading, _, lines in measured_parts(results):
-        for line, runs in lines.items():
-            for run in runs:
-                row, stopped = run.row, int((~run.gaps().converged).sum())
-                rows.append({"method": line} | heading | {
-                    "seed": row["seed"], "not converged": stopped, "simulated": row["simulated"],
-                    "upper − lower bound": f"{number(row['sandwich'])} ± {row['sandwich_error']:.2f}",
-                    "largest": number(row["sandwich_largest"]),
-                    "temperatures": row["temperatures"], "chains": row["chains"], "start": row["start"],
-                    "time": duration(float(row.get("seconds", np.nan))), "machine": row.get("machine", ""),
-                    "commit": row["commit"]})
-    return frame(rows)
+    def row_of(run):
+        row = run.row
+        return {"seed": row["seed"], "not converged": int((~run.gaps().converged).sum()),
+                "simulated": row["simulated"],
+                "upper − lower bound": f"{number(row['sandwich'])} ± {row['sandwich_error']:.2f}",
+                "largest": number(row["sandwich_largest"]), "temperatures": row["temperatures"], "chains": row["chains"], "start": row["start"],
+                "time": duration(float(row.get("seconds", np.nan))), "machine": row.get("machine", ""),
+                "commit": row["commit"]}
+    return by_line(results, lambda runs: map(row_of, runs))
 
 
 def pictures(run: MeasuredRun) -> dict[str, Shaped[np.ndarray, "N C H W"]]:

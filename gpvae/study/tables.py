@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from gpvae.data import CHOICES
-from gpvae.evaluation.gap import Gaps
-from gpvae.statistics import mean_and_error
-from gpvae.study.compare import Interval, best_and_ties, difference, paired_difference, values_by_seed, verdict
+from gpvae.statistics import Interval
+from gpvae.study.compare import best_and_ties, difference, paired_difference, values_by_seed, verdict
 from gpvae.study.config import BUDGETS, merge_settings
 from gpvae.study.methods import METHODS
 from gpvae.study.store import check_comparable
@@ -77,15 +76,20 @@ def same_images(part: Results) -> Results:
 
 def by_line(results: Results, row_of: Callable[[Results, str, pd.DataFrame], dict[str, object]]
             ) -> pd.DataFrame:
-    "One row for each line of each part; columns without content are left out."
-    table = []
+    "One row for each line of each part; none where `row_of` has no cells."
+    rows = []
     for heading, part in parts(results):
         for line in part.lines:
             cells = row_of(part, line, part.rows[part.rows["line"] == line])
-            table += [{"method": line} | heading | cells] if cells else []
-    frame = pd.DataFrame(table)
-    frame = frame.loc[:, [c for c in frame if frame[c].notna().any() and (frame[c] != "").any()]]
-    return frame.set_index("method") if len(frame) else frame
+            rows += [{"method": line} | heading | cells] if cells else []
+    return frame(rows)
+
+
+def frame(rows: list[dict[str, object]]) -> pd.DataFrame:
+    "A table of rows, the first column as its index; columns without content are left out."
+    table = pd.DataFrame(rows, dtype=object)
+    table = table.where(table.notna(), "")
+    return table.loc[:, (table != "").any()].set_index(table.columns[0]) if rows else table
 
 
 def quantities(results: Results) -> dict[str, str]:  # heading -> name of column and numbers
@@ -183,7 +187,7 @@ def verdicts(results: Results, line: str = "gpvae") -> pd.DataFrame:
                              | {f"{line} {MINUS} {reference}": with_interval(gap),
                                 f"{line} is higher": verdict_cell(gap, seeds),
                                 "seeds": " and ".join(map(str, seeds))})
-    return pd.DataFrame(table).set_index("quantity") if table else pd.DataFrame()
+    return frame(table)
 
 
 def differences(results: Results) -> pd.DataFrame:
@@ -318,21 +322,6 @@ def schedule(results: Results) -> pd.DataFrame:
     values = {k: v for section in vars(BUDGETS[spec.budget]) for k, v in vars(getattr(budget, section)).items()}
     return pd.DataFrame({"value": {k: "none" if v is None else str(v) for k, v in (values | options).items()}}
                         ).rename_axis("setting")
-
-
-def gaps(results: Results) -> pd.DataFrame:
-    "The gaps of the measured runs on test images, ± the standard error over images; nats, lower is better."
-    names = {"log p(x)": "log_px", "ELBO": "elbo", "total gap": "total", "approximation": "approximation",
-             "with full covariance": "approximation_full", "amortization": "amortization"}
-    table = {}
-    for run, line in zip(results.gaps["run"], results.gaps["line"]):
-        arrays = results.store.arrays(run, "gaps")
-        test = {k.removeprefix("test_"): v for k, v in arrays.items() if k.startswith("test_")}
-        of = Gaps.of(test, len(test["elbo"]))
-        cells = {heading: "{} ± {:.2f}".format(number(mean), error) for heading, name in names.items()
-                 for mean, error in [mean_and_error(getattr(of, name).astype(float))]}
-        table[line] = cells | {"images": len(of.elbo), "not converged": int((~of.converged).sum())}
-    return pd.DataFrame.from_dict(table, orient="index").rename_axis("method")
 
 
 assert set(SET_TITLES) <= set(CHOICES)
