@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from .checks import InputError, check_kinds, choose, require
-from .likelihoods import Bernoulli, Gaussian
+from .likelihoods import Bernoulli, Gaussian, as_likelihood
 from .posteriors import DiagonalGaussian, FullGaussian, Posterior
 from .vae import VAE, Encoder, LogJoint, evaluating
 
@@ -243,8 +243,7 @@ def adapt(encoder: Callable,      # x -> (mean, scale), a mapping, a torch.distr
     z_dim, x_shape = _whole("z_dim", z_dim), tuple(_whole("a size in x_shape", n) for n in x_shape)
     require(len(x_shape) == 3, f"x_shape is {x_shape}: it must be (C, H, W), grey images with C = 1")
     if scale is not None: choose("scale", scale, _SCALES)
-    known = isinstance(likelihood, nn.Module) and hasattr(likelihood, "log_px_z")
-    require(known, f"the likelihood is {_kind(likelihood)}: pass a module with log_px_z(eta, x)")
+    likelihood = as_likelihood(likelihood)
     _check_output(output, likelihood)
     x_dim = math.prod(x_shape) if isinstance(likelihood, (Bernoulli, Gaussian)) else None
     if not isinstance(encoder, Encoder):

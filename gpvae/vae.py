@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .checks import InputError, require
+from .likelihoods import Likelihood
 from .posteriors import DiagonalGaussian, Posterior, log_normal
 
 # %% ../nbs/30_vae.ipynb #81546ae8
@@ -151,13 +152,16 @@ class VAE(nn.Module):
     "Encoder, decoder and likelihood."
     def __init__(self, encoder: Encoder,      # x, log_joint -> Posterior
                  decoder: nn.Module,          # [..., Z] -> [..., D]
-                 likelihood: nn.Module,       # has log_px_z(eta, x)
+                 likelihood: Likelihood,      # log p(x|z) of what the decoder returns
                  z_dim: int|None = None):     # latent dimensions; None: of the decoder's first weight
         super().__init__()
         self._z_dim = z_dim
         known = isinstance(encoder, Encoder)
         require(known, f"{type(encoder).__name__} is no encoder: subclass gpvae.vae.Encoder and let "
                 "forward(x, log_joint) return a Posterior")
+        known = isinstance(likelihood, Likelihood)
+        require(known, f"{type(likelihood).__name__} is no likelihood: subclass gpvae.likelihoods.Likelihood "
+                "or pass a module with log_px_z(eta, x) through gpvae.likelihoods.as_likelihood")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         encoder.check_decoder(decoder)
 
@@ -169,13 +173,8 @@ class VAE(nn.Module):
                               value: bool = True # False: the gradient alone
                              ) -> tuple[Float[Tensor, "S B"]|None, Float[Tensor, "S B Z"]]:
         "log p(x|z), nats, and its gradient in z; both are constants."
-        if not hasattr(self.likelihood, "score"): return value_and_vjp(lambda z: self.log_px_z(x, z), z)
         x = x.flatten(1)
-        def score(eta: Tensor) -> Tensor:
-            drawn, pixels = eta.shape[-1], x.shape[-1]
-            require(drawn == pixels, f"an image has {pixels} pixels, the decoder draws {drawn}")
-            return self.likelihood.score(eta, x)
-        eta, grad = value_and_vjp(self.decoder, z, score)
+        eta, grad = value_and_vjp(self.decoder, z, lambda eta: self.likelihood.score(eta, x))
         return self.likelihood.log_px_z(eta, x).detach() if value else None, grad
 
     def log_joint(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:

@@ -17,7 +17,7 @@ from gpvae.evaluation.ais import (AISConfig, Bridge, _step_at, _adapt, ais, anne
 from gpvae.checks import InputError
 from gpvae.data import load, prepare_splits
 from gpvae.evaluation.iwae import estimate_batch
-from gpvae.likelihoods import Bernoulli
+from gpvae.likelihoods import Bernoulli, Likelihood
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
@@ -463,7 +463,7 @@ def test_a_finite_result_warns_of_nothing(brief):
         warnings.simplefilter("error")
         assert ais(LinearGaussian().model(None), pixels(2), SHORT, "none").failed == []
 
-class Unscored(nn.Module):
+class Unscored(Likelihood):
     "Gaussian pixels, and nothing but their log-likelihood."
     def __init__(self, likelihood):
         super().__init__()
@@ -488,7 +488,7 @@ def test_gradients_alone_are_those_of_the_value():
     assert state_at(model, x, None, z, value=False).delta is None
     close(state_at(model, x, None, z).delta, model.log_px_z(x, z))
 
-class Hard(nn.Module):
+class Hard(Likelihood):
     "A likelihood that reads the decoder's output, and lets no gradient through."
     def __init__(self, cut):
         super().__init__()

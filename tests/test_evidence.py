@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
 from gpvae.evaluation import likelihood as evidence
 from gpvae.evaluation.ais import STARTS
 from gpvae.checks import InputError
 from gpvae.evaluation.likelihood import Estimator, _ladder, _reference, log_likelihood
 from gpvae.inference.best_gaussian import Climb
+from gpvae.likelihoods import Likelihood
 from gpvae.posteriors import DiagonalGaussian
 from gpvae.vae import VAE
 from toys import F64, Z, Call, LinearGaussian, bernoulli_model, binary_images
@@ -22,7 +22,7 @@ class Unit(LinearGaussian):
     def unit(self, n): return self.images(n).clamp(0, 1)
     def off(self, x): return self.rough(x, shift=0.8, width=0.4)
 
-class NoCurvature(nn.Module):
+class NoCurvature(Likelihood):
     "Gaussian pixels of a likelihood that states its value alone."
     def __init__(self, likelihood):
         super().__init__()

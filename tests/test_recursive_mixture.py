@@ -10,7 +10,7 @@ from gpvae.vae import frozen
 from gpvae.encoders.recursive_mixture import (RecursiveMixtureEncoder, _component_objective, _so_far,
                                               recursive_log_pi)
 from gpvae.checks import InputError
-from gpvae.likelihoods import Gaussian
+from gpvae.likelihoods import Gaussian, Likelihood
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, GaussianMixture, log_normal
 from gpvae.study.config import RunSpec
@@ -190,7 +190,7 @@ def test_without_weight_the_divergence_does_not_matter():
 
 # --- a target with two modes ----------------------------------------------------------------------
 
-class Target(nn.Module):
+class Target(Likelihood):
     "A likelihood that makes the joint a given density of two modes; the decoder is the identity."
     q = GaussianMixture(torch.tensor([[[-1.2, 0.]], [[1.4, 0.6]]]),
                         torch.log(torch.tensor([[[.5, .9]], [[.7, .45]]])),

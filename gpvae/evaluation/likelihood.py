@@ -81,7 +81,7 @@ def _reference(model: VAE, x: Tensor, binarisation: str, tolerance: float, start
 # %% ../../nbs/75_likelihood.ipynb #efdb86bb
 def _ladder(model: VAE) -> list[Estimator]:
     "What is tried, the cheapest first."
-    curved = hasattr(model.likelihood, "score") and hasattr(model.likelihood, "curvature")
+    curved = model.likelihood.has_curvature
     own = ("posterior",) if curved else ("posterior", "step") # of the encoder's width, or near it
     rounds, starts = (("newton",), ("curvature", "best")) if curved else ((), ("best",))
     found = [Estimator(q, k, w) for q in own for k in (100, 1000, 10_000) for w in (1., 1.4, 2.)]

@@ -36,9 +36,8 @@ def gauss_newton(model: VAE, x: Float[Tensor, "B C H W"],
                 ) -> FullGaussian:
     "Nearly the best Gaussian of each image, from the curvature of its log joint."
     check_kinds(int, 1, rounds=rounds, samples=samples)
-    known = hasattr(model.likelihood, "score") and hasattr(model.likelihood, "curvature")
-    require(known, f"{type(model.likelihood).__name__} states no score and curvature: search for the best "
-            "Gaussian instead")
+    require(model.likelihood.has_curvature, f"{type(model.likelihood).__name__} states no curvature: search "
+            "for the best Gaussian instead")
     generator, log_joint = torch.Generator(x.device).manual_seed(_SEED), LogJoint(model, x)
     log_joint.check_gradients()
     q = gaussian(parameters(start_of(start, generator=generator), "full"))

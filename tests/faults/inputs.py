@@ -170,6 +170,10 @@ def wrong_encoders() -> Iterator[Bad]:
         yield Bad("encoders", f"SemiAmortized {options}", lambda o=options: SemiAmortized(one(), **o))
     yield Bad("encoders", "a function as encoder",
               lambda: VAE(torch.nn.Linear(4, 4), mlp_decoder(2, SHAPE, (8,)), Bernoulli()))
+    yield Bad("encoders", "a plain module as likelihood",
+              lambda: VAE(one(), mlp_decoder(2, SHAPE, (8,)), torch.nn.Identity()))
+    yield Bad("encoders", "a score of images of another size",
+              lambda: Bernoulli().score(torch.zeros(1, 2, 8), torch.zeros(2, 4)))
     yield Bad("encoders", "convolutions for vlae",
               lambda: VAE(LaplaceEncoder(trunk, 8, 2), ConvDecoder(2, (1, 8, 8), 8), Bernoulli()))
     for shape in ((1, 7, 7), (1, 8, 16), (1, 4, 4), (1, 12, 12)):
