@@ -21,6 +21,8 @@ from .checks import InputError, require
 # %% ../nbs/22_likelihoods.ipynb #5558d286
 class Likelihood(nn.Module, ABC):
     "log p(x|z) from what the decoder returns, `eta`: write `log_px_z`, the rest is optional."
+    data: str = "unit" # what x holds: "binary" (0 or 1) or "unit" (from 0 to 1)
+
     @abstractmethod
     def log_px_z(self, eta: Float[Tensor, "*S B E"], # what the decoder returns
                  x: Float[Tensor, "B D"]             # the images, flattened
@@ -66,6 +68,8 @@ def _check_widths(eta: Tensor, x: Tensor) -> None:
 # %% ../nbs/22_likelihoods.ipynb #9bc3091d
 class Bernoulli(Likelihood):
     "Independent binary pixels; `eta` are logits. Fractional `x` give an expected log-likelihood."
+    data = "binary"
+
     def log_px_z(self, eta: Float[Tensor, "*S B D"], # logits
                  x: Float[Tensor, "B D"]             # pixels in [0, 1]
                 ) -> Float[Tensor, "*S B"]:          # nats per image
@@ -143,6 +147,8 @@ class ModuleLikelihood(Likelihood):
     def _method(self, name: str): # of the module, or the default
         return getattr(self.module, name, None) or partial(getattr(Likelihood, name), self)
 
+    @property
+    def data(self) -> str: return getattr(self.module, "data", Likelihood.data)
     @property
     def has_curvature(self) -> bool: return hasattr(self.module, "curvature")
     def log_px_z(self, eta: Tensor, x: Tensor) -> Tensor: return self.module.log_px_z(eta, x)

@@ -109,6 +109,8 @@ def with_precision(precision: str # one of PRECISIONS
 
 class _Network(nn.Sequential):
     "Layers in order, with the digits that are asked for; takes and returns what it would without."
+    x_shape: Sequence[int]|None = None # (C, H, W) of the images that it draws
+
     def forward(self, x: Tensor) -> Tensor:
         if PRECISION.get() != "bfloat16": return super().forward(x)
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
@@ -141,7 +143,9 @@ def mlp_decoder(z_dim: int,                        # latent dimensions Z
                 activation: str = "relu"           # one of ACTIVATIONS
                ) -> nn.Sequential:                 # [..., Z] -> [..., D]
     "The decoder: hidden layers and one linear layer to the pixels."
-    return _Network(*_mlp((z_dim, *hidden), activation), _Linear(hidden[-1], math.prod(x_shape)))
+    decoder = _Network(*_mlp((z_dim, *hidden), activation), _Linear(hidden[-1], math.prod(x_shape)))
+    decoder.x_shape = tuple(x_shape)
+    return decoder
 
 # %% ../nbs/20_networks.ipynb #a65b69d5
 def _conv_widths(x_shape: Sequence[int], # (C, H, W), H = W, a power of two, at least 8
@@ -174,6 +178,7 @@ class ConvDecoder(nn.Module):
                  width: int = 32,              # channels before the last layer
                  activation: str = "relu"):    # one of ACTIVATIONS
         super().__init__()
+        self.x_shape = tuple(x_shape)
         c = _conv_widths(x_shape, width)[::-1]
         activate = ACTIVATIONS[choose("activation", activation, ACTIVATIONS)]
         up = [layer for n, m in zip(c, c[1:]) for layer in (activate(), nn.ConvTranspose2d(n, m, 4, 2, 1))]

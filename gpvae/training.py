@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from .checks import check_kinds, require
 from .files import open_folder, read_tensors, sha256, tensor_digest, write_tensors
-from .pixels import check_pixels, to_float
+from .pixels import to_float
 from .stepper import Stepper
 from .train_step import TERMS, TrainConfig, adam, beta, float_type, has_trainable_parameters
 from .train_step import learning_rate, ramp
 from .units import UnitShares, dead_units, units_message
-from .vae import VAE, evaluating, flushed_denormals, frozen
+from .vae import VAE, binarisation_of, evaluating, flushed_denormals, frozen
 
 # %% ../nbs/60_train.ipynb #b13bb27c
 def active_units(means: Float[Tensor, "N Z"]) -> int:
@@ -41,7 +41,7 @@ def validation_bound(model: VAE,
                      batch_size: int = 500, seed: int = 0
                     ) -> dict[str, float]:         # elbo and kl in nats per image, active units
     "Mean bound over images in evaluation mode, under fixed noise."
-    check_pixels(x, binarisation)
+    binarisation = binarisation_of(model, x, binarisation)
     check_kinds(int, seed=seed)
     check_kinds(int, 1, **{"the number of images": len(x)}, batch_size=batch_size)
     generator = torch.Generator(x.device).manual_seed(seed)
@@ -260,7 +260,7 @@ def train(model: VAE,                            # moved to its device already
     "Train to the end or to the end of patience, resuming where a killed run stopped."
     valid_binarisation = binarisation if binarisation in ("none", "floats") else "static"
     for x, how, split in ((x_train, binarisation, "training"), (x_valid, valid_binarisation, "validation")):
-        check_pixels(x, how)
+        binarisation_of(model, x, how)
         require(len(x) > 0, f"there are no {split} images")
     device, dtype, question = x_train.device, float_type(model), None
     if path is not None:

@@ -405,7 +405,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, brief):
     changes = [dict(config=replace(SHORT, **{k: v}))
                for k, v in dict(temperatures=7, chains=5, leapfrog_steps=1, schedule="linear",
                                 start="posterior", acceptance=0.6, seed=1).items()]
-    for change in changes + [dict(x=x.flip(0)), dict(index=[0, 1, 5]), dict(binarisation="static")]:
+    for change in changes + [dict(x=x.flip(0)), dict(index=[0, 1, 5])]:
         with pytest.raises(InputError, match=r"belongs to \w{12}, not to \w{12}: settings, images or weights "
                                              "differ, use another file or delete it$"):
             ais(model, **{"x": x, "config": SHORT, "binarisation": "none", "path": path} | change)

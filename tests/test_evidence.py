@@ -178,7 +178,7 @@ def test_bad_input():
     with pytest.raises(InputError, match="images is 1"):
         found(model, x[:1])
     with pytest.raises(InputError, match="pixels are float64"), warnings.catch_warnings():
-        log_likelihood(model, x)
+        log_likelihood(model, x, binarisation="none")
     with pytest.raises(InputError, match="proposal 'curvatur' is unknown"):
         Estimator("curvatur")
     with pytest.raises(InputError, match="proposal 'prior' is unknown"):

@@ -70,7 +70,7 @@ def test_encoders_without_features_or_with_other_posteriors_are_refused(encoder,
                          [(lambda m, x: leverage(m, x[:0], x), "no images"),
                           (lambda m, x: leverage(m, x, x[:0]), "no images"),
                           (lambda m, x: leverage(m, x, x, prior_scale=0.), "prior_scale is 0"),
-                          (lambda m, x: leverage(m, x.float(), x), "float")])
+                          (lambda m, x: leverage(m, x.float(), x), "between 0 and 1")])
 def test_bad_input(call, words):
     with pytest.raises(InputError, match=words):
         call(model_of(), images(6))

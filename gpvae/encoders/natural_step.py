@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from ..checks import check_kinds, require
-from ..pixels import check_pixels, to_float
+from ..pixels import to_float
 from ..posteriors import Posterior
-from ..vae import VAE, Encoder, LogJoint, Wrapper, bounds
+from ..vae import VAE, Encoder, LogJoint, Wrapper, bounds, binarisation_of
 
 # %% ../../nbs/59_natural_step.ipynb #d1ddc963
 def gradient_at_mean(log_joint: LogJoint, q: Posterior
@@ -61,14 +61,14 @@ def _with_step(model: VAE, factor: float, steps: int) -> VAE:
 # %% ../../nbs/59_natural_step.ipynb #0db1caf7
 def with_natural_step(model: VAE,                      # trained, with a Gaussian posterior
             x_valid: Tensor|None = None,     # [N, C, H, W] as `evaluate` takes them: these choose η
-            binarisation: str = "static",    # of them: "static", "none" or "floats"
+            binarisation: str|None = None,   # of them; None: by the likelihood
             factor: float = STEP_FACTOR,         # η where no images choose it
             steps: int = 1,                  # one after the other
             samples: int = 10                # of z per image, to choose
            ) -> VAE:                         # with the parts of `model`; its encoder has `factor`
     "The model whose encoder takes natural-gradient steps at test time."
     if x_valid is None: return _with_step(model, factor, steps)
-    check_pixels(x_valid, binarisation)
+    binarisation = binarisation_of(model, x_valid, binarisation)
     require(len(x_valid) > 0, "no images to choose by: the split is empty")
     models = [_with_step(model, eta, steps) for eta in STEP_FACTORS]
     return max(models, key=lambda m: _bound_at(m, x_valid, binarisation, samples))

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 from torch.overrides import TorchFunctionMode
 from ..checks import check_kinds, choose, require
-from ..pixels import check_pixels, to_float
+from ..pixels import to_float
 from ..files import read_tensors, tensor_digest, write_tensors
 from .iwae import default_rows, ess, iwae
 from ..inference.gauss_newton import gauss_newton
@@ -30,7 +30,7 @@ from ..inference.best_gaussian import Climb, best_gaussian, start_of
 from ..posteriors import DiagonalGaussian, FullGaussian, Posterior, log_normal
 from ..encoders.natural_step import STEP_FACTOR, gradient_at_mean
 from ..training import epoch_seed
-from ..vae import VAE, LogJoint, evaluating, frozen, value_and_vjp
+from ..vae import VAE, LogJoint, binarisation_of, evaluating, frozen, value_and_vjp
 
 # %% ../../nbs/71_ais.ipynb #67353989
 def _linear(u: float # part of the way, t/T
@@ -408,7 +408,7 @@ def _start_key(q0: Posterior|None, n: int) -> dict[str, str]:
 def ais(model: VAE,
         x: Tensor,                         # images, [N, C, H, W]
         config: AISConfig = AISConfig(),
-        binarisation: str = "static",      # "none" for grey and colour images, "floats" in [0, 1]
+        binarisation: str|None = None,     # None: by the likelihood, see `binarisation_of`
         index: Sequence[SupportsIndex]|None = None, # numbers of the images in their set; None: 0, 1, 2, …
         rows: int|None = None,             # rows (chains times images) at a time; None: what suits the device
         path: Path|None = None,            # file of finished images, to write and to resume from
@@ -416,7 +416,7 @@ def ais(model: VAE,
         q0: Posterior|None = None          # Gaussian of all images to start from; None: by config.start
        ) -> LogLikelihood:
     "log p(x) of every image by annealed importance sampling."
-    check_pixels(x, binarisation)
+    binarisation = binarisation_of(model, x, binarisation)
     require(len(x) > 0, "no images to evaluate: the split is empty")
     if rows is not None: check_kinds(int, rows=rows)
     for i in () if index is None else index: check_kinds(int, index=i)

@@ -17,11 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from .ais import AISConfig, ais
 from ..checks import check_kinds, choose, require
-from ..pixels import check_pixels
 from .iwae import evaluate
 from ..inference.best_gaussian import Climb, best_gaussians
 from ..statistics import mean_error
-from ..vae import VAE
+from ..vae import VAE, binarisation_of
 
 # %% ../../nbs/72_gap.ipynb #23ae9a05
 class Gaps(NamedTuple):
@@ -68,7 +67,7 @@ def measure_gaps(model: VAE,
                  x: Tensor,                       # images, [N, C, H, W]
                  config: AISConfig = AISConfig(), # of the annealing
                  how: Climb = Climb(),            # of the searches; their family is set here
-                 binarisation: str = "static",    # "none" for grey and colour images, "floats" in [0, 1]
+                 binarisation: str|None = None,   # None: by the likelihood, see `binarisation_of`
                  samples: int = 500,              # of every bound
                  first: int = 0,                  # number of the first image in its set; seeds the noise
                  parts: Sequence[str] = tuple(PARTS), # what is measured
@@ -77,7 +76,7 @@ def measure_gaps(model: VAE,
                  progress = None                  # called with a part and how many images it has done
                 ) -> Gaps:
     "The method's own bound, the best Gaussian bounds and log p(x) of every image."
-    check_pixels(x, binarisation)
+    binarisation = binarisation_of(model, x, binarisation)
     require(len(x) > 0, "no images to measure: the split is empty")
     check_kinds(int, samples=samples, first=first, batch_size=batch_size)
     require(first >= 0, f"first is {first}: images are numbered from 0 on")
@@ -116,7 +115,7 @@ WIDTHS = (0.5, 0.7, 1., 1.4, 2., 3.) # factors on the proposal's variances
 def iwae_by_width(model: VAE,
                   x: Tensor,                          # images, [N, C, H, W]
                   k: int = 100,                       # importance samples
-                  binarisation: str = "static",       # as above
+                  binarisation: str|None = None,      # as above
                   widths: tuple[float, ...] = WIDTHS, # factors on the variances
                   seed: int = 0                       # of the noise, the same for every width
                  ) -> dict[float, Float[np.ndarray, "N"]]: # factor -> IWAE-k of each image, nats

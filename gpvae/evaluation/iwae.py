@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from ..checks import check_kinds, require
-from ..pixels import check_pixels, to_float
+from ..pixels import to_float
 from ..posteriors import Posterior
-from ..vae import DRAWN_ROWS, VAE, default_rows, evaluating, log_weights
+from ..vae import DRAWN_ROWS, VAE, binarisation_of, default_rows, evaluating, log_weights
 
 # %% ../../nbs/32_iwae.ipynb #2cb6fdd5
 def iwae(log_w: Float[Tensor, "k B"] # log importance weights
@@ -76,13 +76,13 @@ def estimate_batch(model: VAE, x: Float[Tensor, "B C H W"],
 # %% ../../nbs/32_iwae.ipynb #e4fc405b
 def evaluate(model: VAE, x: Tensor,           # [N, C, H, W], uint8, or floats in [0, 1] named so
              k: int = 100,                 # importance samples per image
-             binarisation: str = "static", # "static"; "none" for grey and colour pixels; "floats"
+             binarisation: str|None = None, # None: by the likelihood; or see `binarisation_of`
              batch_size: int = 64, rows: int|None = None, inflation: float = 1., seed: int = 0,
              progress = None,              # called with the number of images done
              proposal: Callable|None = None # model, batch -> Posterior; None: the encoder's
             ) -> PerImage:                 # on the CPU, float64
     "IWAE-k, ELBO and effective sample size of every image, in evaluation mode, under seeded noise."
-    check_pixels(x, binarisation)
+    binarisation = binarisation_of(model, x, binarisation)
     require(len(x) > 0, "no images to evaluate: the split is empty")
     rows = default_rows(x.device) if rows is None else rows
     check_kinds(int, k=k, seed=seed)

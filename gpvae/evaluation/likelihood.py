@@ -16,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from .ais import AISConfig, STARTS, ais, sandwich
 from ..checks import check_kinds, choose, require
-from ..pixels import check_pixels
 from .iwae import evaluate
 from ..training import epoch_seed
-from ..vae import VAE
+from ..vae import VAE, binarisation_of
 
 # %% ../../nbs/75_likelihood.ipynb #f1799ead
 _LEAPFROGS, _CHAINS, _SEARCH_ROWS = 2, 8, 9000 # of annealing; rows that a search costs, measured
@@ -48,7 +47,7 @@ class Estimator:
                   "best": _SEARCH_ROWS}
         return starts[self.proposal] + (3 * self.annealing().rows() if self.temperatures else self.samples)
 
-    def __call__(self, model: VAE, x: Tensor, binarisation: str = "static", seed: int = 0,
+    def __call__(self, model: VAE, x: Tensor, binarisation: str|None = None, seed: int = 0,
                  progress: Callable|None = None) -> Float[Tensor, "N"]: # nats
         "The estimate of every image."
         if self.temperatures:
@@ -110,13 +109,13 @@ class Evidence(NamedTuple):
 
 def log_likelihood(model: VAE, x: Tensor,         # [N, C, H, W], as `evaluate` takes them
                    tolerance: float = 0.1,        # of the mean over images, nats
-                   binarisation: str = "static",  # "none" for grey and colour images, "floats" in [0, 1]
+                   binarisation: str|None = None, # None: by the likelihood, see `binarisation_of`
                    pilot: int = 32,               # images that choose
                    seed: int = 0,
                    progress: Callable|None = None # called with the number of images done
                   ) -> Evidence:
     "log p(x) of every image by the cheapest estimator whose mean error is within the tolerance."
-    check_pixels(x, binarisation)
+    binarisation = binarisation_of(model, x, binarisation)
     check_kinds(int, 2, pilot=pilot, images=len(x))
     check_kinds(float, tolerance=tolerance)
     require(tolerance > 0, f"tolerance is {tolerance}: it must be positive")

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from ..checks import check_kinds, require
-from ..pixels import check_pixels, to_float
+from ..pixels import to_float
 from ..posteriors import DiagonalGaussian
 from ..statistics import auroc, bootstrap, spearman, text_interval
-from ..vae import VAE, evaluating
+from ..vae import VAE, binarisation_of, evaluating
 
 # %% ../../nbs/73_scores.ipynb #ddbc7ea9
 @torch.no_grad()
@@ -37,11 +37,11 @@ def free_scores(model: VAE,
 # %% ../../nbs/73_scores.ipynb #c04f7508
 def scores(model: VAE,
            x: Tensor,                    # images, [N, C, H, W]
-           binarisation: str = "static", # "none" for grey and colour images, "floats" for pixels in [0, 1]
+           binarisation: str|None = None, # None: by the likelihood, see `binarisation_of`
            batch_size: int = 500
           ) -> dict[str, Float[np.ndarray, "N"]]: # by name
     "All scores of every image, in evaluation mode."
-    check_pixels(x, binarisation)
+    binarisation = binarisation_of(model, x, binarisation)
     require(len(x) > 0, "no images to score: the split is empty")
     check_kinds(int, 1, batch_size=batch_size)
     parts = []
@@ -72,16 +72,16 @@ def _features(model: VAE, x: Tensor, binarisation: str, batch_size: int
 def leverage(model: VAE,
              x_train: Tensor,              # images that the encoder was trained on, [N, C, H, W]
              x: Tensor,                    # images to score, [M, C, H, W]
-             binarisation: str = "static", # of both, as above
+             binarisation: str|None = None, # of both, as above
              prior_scale: float = 1.,      # α
              batch_size: int = 500
             ) -> dict[str, Float[np.ndarray, "M"]]: # "leverage", and "leverage_raw" in units of z²
     "Variance of a random last layer given the training images, relative to the posterior's and as it is."
     check_kinds(int, 1, batch_size=batch_size)
     require(prior_scale > 0, f"prior_scale is {prior_scale}: it must be positive")
-    for images in (x_train, x):
-        check_pixels(images, binarisation)
-        require(len(images) > 0, "no images to score: the split is empty")
+    for images in (x_train, x): require(len(images) > 0, "no images to score: the split is empty")
+    binarisation, other = (binarisation_of(model, images, binarisation) for images in (x_train, x))
+    require(binarisation == other, f"x_train is seen by {binarisation!r}, x by {other!r}: pass both alike")
     (phi, variance), (asked, width) = (_features(model, v, binarisation, batch_size) for v in (x_train, x))
     mean, scale = phi.mean(0), 1 / (phi.std(0, correction=0) + 1e-6).mul(phi.shape[1]**0.5)
     psi, asked = (phi - mean) * scale, (asked - mean) * scale

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from ..checks import check_kinds, choose, require
-from ..pixels import check_pixels, to_float
+from ..pixels import to_float
 from ..posteriors import DiagonalGaussian, FullGaussian, Posterior, antithetic
-from ..vae import VAE, LogJoint, default_rows, evaluating, log_weights
+from ..vae import VAE, LogJoint, binarisation_of, default_rows, evaluating, log_weights
 
 # %% ../../nbs/34_best_gaussian.ipynb #5226ca2f
 Parameters = list[Tensor] # mean and log σ [B, Z], and T below the diagonal [B, Z, Z] of a full Gaussian
@@ -185,13 +185,13 @@ def best_gaussian(model: VAE,
 # %% ../../nbs/34_best_gaussian.ipynb #3b4f6993
 def best_gaussians(model: VAE, x: Tensor,          # [N, C, H, W], as `evaluate` takes them
                    how: Climb = Climb(),
-                   binarisation: str = "static",   # "static", or "none" for grey and colour images
+                   binarisation: str|None = None,  # None: by the likelihood, see `binarisation_of`
                    samples: int = 500,             # fresh samples for the bound
                    batch_size: int = 100, seed: int = 1,
                    progress: Callable|None = None  # called with the number of images done
                   ) -> BestGaussian:               # of all images
     "The best Gaussian of every image, from the method's own posterior."
-    check_pixels(x, binarisation)
+    binarisation = binarisation_of(model, x, binarisation)
     require(len(x) > 0, "no images to search for: the split is empty")
     check_kinds(int, 1, samples=samples, batch_size=batch_size)
     generator, parts = torch.Generator(x.device).manual_seed(seed), []
