@@ -1,6 +1,7 @@
 """One thread, checked shapes, and the folders that tests write to. A mutated copy of the package, first on
 PYTHONPATH, is what gets imported and checked."""
 import os
+import sys
 for name, value in dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE").items():
     os.environ.setdefault(name, value)
 
@@ -11,6 +12,9 @@ install_import_hook("gpvae", "checker.checked")
 import pytest
 import torch
 torch.set_num_threads(1)
+
+def pytest_runtest_setup():
+    sys.modules["checker"].begin()
 
 def needs_set(name):
     """Mark a test that reads the image set `name`: it is skipped, with the reason, where the set is missing;

@@ -171,17 +171,6 @@ def check_page(path, is_template=False, is_result=False):
 
 # One page as nbdev hands it to Quarto.
 
-def fences(nb):
-    "Divs open and close within a page; a closing fence is colons alone."
-    depth = 0
-    for i, text, _ in cells(nb, "markdown"):
-        for line in re.findall(r"^\s*:::+(.*)$", prose(text), flags=re.M):
-            depth += 1 if line.strip() else -1
-            if depth < 0:
-                return [f"cell {i} closes a ::: fence that is not open"]
-    return [f"{depth} ::: fences stay open"] if depth else []
-
-
 def references(nb):
     """Quarto resolves a reference within its page only; the text may come from Markdown cells and Markdown
     outputs."""
@@ -208,31 +197,15 @@ def collisions(nb):
 
 
 def undocumented(nb):
-    "What the site would show or load although `make_site.finish` is there to prevent it."
-    shown = [(i, "".join(o.get("data", {}).get("text/markdown", "")), o) for i, o in outputs(nb)]
-    return ([f"cell {i} has an HTML output: Quarto adds remote scripts"
-             for i, _, o in shown if "text/html" in o.get("data", {})]
-            + [f"cell {i} documents `*args, **kwargs`, which says nothing"
-               for i, text, _ in shown if re.search(r"\(\n\s*\*args, \*\*kwargs\n\)", text)]
-            + [f"cell {i} documents {name} without a docstring" for i, text, _ in shown if "show_doc"
-               in source(nb["cells"][i]) for name
-               in re.findall(r"^### ([\w.]+)$", text, flags=re.M) if not re.search(r"^\*[^*\s]", text, re.M)])
+    "What a page documents has a docstring."
+    shown = [(i, "".join(o.get("data", {}).get("text/markdown", ""))) for i, o in outputs(nb)
+             if "show_doc" in source(nb["cells"][i])]
+    return [f"cell {i} documents {name} without a docstring" for i, text in shown
+            for name in re.findall(r"^### ([\w.]+)$", text, flags=re.M)
+            if not re.search(r"^\*[^*\s]", text, re.M)]
 
 
-def lost_lines(nb):
-    "Quarto drops the line breaks of a `source` that is a string: in what it reads it is a list of lines."
-    return [f"cell {i} has a string of several lines as its source" for i, c in enumerate(nb["cells"])
-            if isinstance(c["source"], str) and "\n" in c["source"]]
-
-
-def nested_links(nb):
-    "A link inside a link is none, and private names have no place to link to."
-    return [f"cell {i} has a link that nbdev spoilt: {hit[0][:80]}" for i, text in texts(nb, "text/markdown")
-            for pattern in (make_site.NESTED_LINK, make_site.PRIVATE_LINK)
-            if (hit := pattern.search(prose(text)))]
-
-
-PROCESSED = (bad_outputs, fences, references, collisions, undocumented, lost_lines, nested_links)
+PROCESSED = (bad_outputs, references, collisions, undocumented)
 
 
 def check_processed(path):
@@ -306,19 +279,13 @@ def check_config(config, nbs):
     "The site loads nothing from another host."
     html = config.get("format", {}).get("html", {})
     own = [nbs / name for name in re.findall(r"[\w/.-]+\.(?:s?css|html)\b", yaml.safe_dump(html))]
-    loaded = {p.name: p.read_text(encoding="utf-8") for p in own if p.exists()} | {
-        "_quarto.yml": yaml.safe_dump(config)
-    }
-    return (
-        [f"_quarto.yml: {p.name} does not exist" for p in own if not p.exists()]
-        + [
-            f"{name} loads from a remote host: {hit[0]}"
-            for name, text in loaded.items()
-            if (hit := REMOTE.search(text))
-        ]
-        + ["_quarto.yml: without `html-math-method: mathml` MathJax is remote"]
-        * (html.get("html-math-method") != "mathml")
-    )
+    loaded = {p.name: p.read_text(encoding="utf-8") for p in own if p.exists()}
+    loaded["_quarto.yml"] = yaml.safe_dump(config)
+    return ([f"_quarto.yml: {p.name} does not exist" for p in own if not p.exists()]
+            + [f"{name} loads from a remote host: {hit[0]}"
+               for name, text in loaded.items() if (hit := REMOTE.search(text))]
+            + ["_quarto.yml: without `html-math-method: mathml` MathJax is remote"]
+            * (html.get("html-math-method") != "mathml"))
 
 
 def links(path):

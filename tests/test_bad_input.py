@@ -46,74 +46,27 @@ def refused(capsys, *args):
 
 # --- settings -------------------------------------------------------------------------------------
 
+# One of each kind of refusal; `faults inputs` tries every setting of every method.
 WRONG = {
-    "static grey": (
-        ["--binarisation", "static"],
-        "digits has grey pixels in x_train, choose fixed or stochastic",
-    ),
+    "static grey": (["--binarisation", "static"], "digits has grey pixels in x_train, choose fixed or stoch"),
     "negative latents": (["--z_dim", "-3"], "z_dim is -3: "),
     "no samples": (["--set", "k=0"], "k is 0: it must be at least 1"),
-    "no epochs": (["--set", "epochs=0"], "epochs is 0: it must be at least 1"),
-    "no images": (["--set", "n_train=0"], "n_train is 0: it must be at least 1"),
-    "too many images": (
-        ["--set", "n_train=5000"],
-        "n_train is 5000: digits has 1300 such images, pass 1 to 1300",
-    ),
-    "too many to validate": (
-        ["--set", "n_valid=5000"],
-        "n_valid is 5000: digits has 200 such images, pass 1 to 200",
-    ),
+    "too many": (["--set", "n_train=5000"], "n_train is 5000: digits has 1300 such images, pass 1 to 1300"),
     "fraction of an epoch": (["--set", "epochs=1.5"], "setting epochs=1.5: expected"),
-    "truth for a number": (["--set", "epochs=True"], "setting epochs=True: expected"),
     "number for widths": (["--set", "hidden=200"], "setting hidden=200: expected something like (200, 200)"),
-    "step size": (["--set", "lr=fast"], "setting lr='fast': expected"),
-    "negative step size": (["--set", "lr=-1."], "lr is -1.0: it must be positive"),
     "infinite step size": (["--set", "lr=1e999"], "setting lr=inf: expected something like 0.001"),
-    "negative decay": (["--set", "weight_decay=-0.1"], "weight_decay is -0.1: it must be at least 0"),
     "factor above one": (["--set", "lr_factor=3."], "lr_factor is 3.0: it must be at most 1"),
-    "negative warm-up": (["--set", "kl_warmup=-1"], "kl_warmup is -1.0: it must be at least 0"),
-    "negative noise warm-up": (["--set", "noise_warmup=-1"], "noise_warmup is -1.0: it must be at least 0"),
-    "no patience": (["--set", "patience=0"], "patience is 0: it must be at least 1"),
-    "no width of the proposal": (["--set", "inflation=0."], "inflation is 0.0: it must be positive"),
     "no norm": (["--set", "max_norm=0"], "max_norm is 0.0: it must be positive"),
-    "all dropped": (
-        ["--method", "vae-dropout", "--set", "dropout=1.0"],
-        "dropout is 1.0: it must be at least 0 and below 1",
-    ),
-    "option without end": (
-        ["--set", "temperature=1e999"],
-        "setting temperature=inf: expected something like 1.0",
-    ),
-    "falling milestones": (
-        ["--set", "milestones=(9.,3.)"],
-        "milestones is (9.0, 3.0): the epochs must increase",
-    ),
+    "all dropped": (["--method", "vae-dropout", "--set", "dropout=1.0"],
+                    "dropout is 1.0: it must be at least 0 and below 1"),
+    "falling milestones": (["--set", "milestones=(9.,3.)"],
+                           "milestones is (9.0, 3.0): the epochs must increase"),
     "negative milestones": (["--set", "milestones=(-3.,)"], "milestones[0] is -3.0: it must be at least 0"),
-    "same milestone twice": (["--set", "milestones=(3.,3.)"], "the epochs must increase"),
-    "endless number": (["--set", "epochs=1" + 30 * "0"], "setting epochs=1"),
     "lost setting": (["--set", "warm_start=vae"], "'warm_start' is unknown"),
-    "lost option": (["--set", "n_draws=2"], "'n_draws' is unknown"),
-    "NaN step size": (["--set", "lr=nan"], "setting lr='nan': expected"),
-    "width of nothing": (["--set", "hidden=(8,0)"], "hidden[1] is 0: it must be at least 1"),
     "network": (["--set", "network=convv"], "network 'convv' is unknown: did you mean 'conv'?"),
-    "covariance": (["--set", "covariance=ful"], "covariance 'ful' is unknown: did you mean 'full'?"),
-    "features": (
-        ["--set", "features=standard"],
-        "features 'standard' is unknown: did you mean 'standardised'?",
-    ),
     "mode": (["--set", "mode=marginall"], "test-time mode 'marginall' is unknown: did you mean 'marginal'?"),
-    "temperature": (["--set", "temperature=0."], "must be positive"),
-    "words for patience": (["--set", "patience=abc"], "setting patience='abc'"),
-    "words for widths": (["--set", "hidden=(8,'a')"], "hidden"),
-    "no widths": (["--set", "hidden=()"], "hidden"),
-    "words for milestones": (["--set", "milestones=('a',)"], "milestones"),
-    "empty mixture": (["--set", "n_mixture=0"], "n_mixture"),
-    "convolutional decoder": (
-        ["--method", "vlae", "--set", "network=conv"],
-        "vlae linearises decoders of Linear and ReLU layers, and this one holds a ConvDecoder: use network=",
-    ),
-    "no solves": (["--method", "vlae", "--set", "n_solves=0"], "n_solves is 0: "),
-    "step too long": (["--method", "vlae", "--set", "damping=2."], "damping is 2.0: "),
+    "convolutional decoder": (["--method", "vlae", "--set", "network=conv"], "vlae linearises decoders of "
+                              "Linear and ReLU layers, and this one holds a ConvDecoder: use network="),
 }
 
 
@@ -143,40 +96,8 @@ def test_exit_status_of_the_commands(tmp_path):
 # --- files of images ------------------------------------------------------------------------------
 
 
-def pixels(n, side=8, c=1):
-    return np.random.RandomState(0).randint(0, 256, (n, side, side, c)).astype(np.uint8)
-
-
-def sizes():
-    a = np.empty(2, object)
-    a[0], a[1] = pixels(1)[0], pixels(1, 6)[0]
-    return a
-
-
-def arrays(kind):
-    train, test = pixels(120), pixels(30)
-    return {"float pixels": dict(x_train=train / 255, x_test=test),
-            "two sizes": dict(x_train=train, x_test=pixels(30, 6)),
-            "two sizes in a split": dict(x_train=sizes(), x_test=test),
-            "empty split": dict(x_train=train, x_test=test[:0]),
-            "no training images": dict(x_train=train[:0], x_test=test),
-            "one image": dict(x_train=train[:1], x_test=test),
-            "no test images": dict(x_train=train),
-            "no channel axis": dict(x_train=train[..., 0], x_test=test[..., 0]),
-            "channels first": dict(x_train=train.transpose(0, 3, 1, 2), x_test=test.transpose(0, 3, 1, 2)),
-            "labels": dict(x_train=train, x_test=test, y_train=np.arange(3))}[kind]
-
-
-FILES = {"float pixels": "x_train of {} is float64: pixels must be uint8, 0…255",
-         "two sizes": "x_test of {} has images [6, 6, 1], x_train [8, 8, 1]: they must have one size",
-         "two sizes in a split": "{} holds arrays of objects: all images must have one size",
-         "empty split": "x_test of {} is empty: every split needs at least one image",
-         "no training images": "x_train of {} is empty: every split needs at least one image",
-         "one image": "one image: without x_valid it needs at least two",
-         "no test images": "{} has no x_test: it must hold x_train and x_test",
-         "no channel axis": "x_train of {} has shape [120, 8, 8]: it must be [N, H, W, C]",
-         "channels first": "images of {} have 8 channels",
-         "labels": "y_train of {} is int64 [3]: labels must be 120 integers"}
+def pixels(n):
+    return np.random.RandomState(0).randint(0, 256, (n, 8, 8, 1)).astype(np.uint8)
 
 
 @pytest.fixture
@@ -188,20 +109,13 @@ def root(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-@pytest.mark.parametrize("kind", FILES)
-def test_file_refused(capsys, runs, root, no_training, kind, by_name):
+def test_file_refused(capsys, runs, root, no_training, by_name):
+    "Before a folder is made; tests/test_data.py has every fault of a file."
     file = root / "mine.npz"
-    np.savez(file, **arrays(kind))
-    assert FILES[kind].format(file) in refused(capsys, "--dataset", "mine" if by_name else str(file))
+    np.savez(file, x_train=pixels(120) / 255, x_test=pixels(30))
+    message = refused(capsys, "--dataset", "mine" if by_name else str(file))
+    assert f"x_train of {file} is float64: pixels must be uint8, 0…255" in message
     assert not list(runs.rglob("*")) and not list((root / "prepared").glob("*"))
-
-
-@pytest.mark.parametrize("keep", [0, 10, 3000, -100])
-def test_truncated_file_refused(capsys, runs, root, no_training, keep):
-    file = root / "mine.npz"
-    np.savez(file, x_train=pixels(120), x_test=pixels(30))
-    file.write_bytes(file.read_bytes()[:keep])
-    assert f"{file} is damaged or no .npz" in refused(capsys, "--dataset", "mine")
 
 
 def test_good_file_is_taken(runs, root):
@@ -241,12 +155,11 @@ def again(spec, runs):
     return str(e.value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_in_the_weights(runs, monkeypatch, value):
+def test_nan_in_the_weights(runs, monkeypatch):
     path = stopped(SPEC, runs, monkeypatch)
 
     def spoil(tensors):
-        tensors["model.decoder.0.weight"][3, 1] = value
+        tensors["model.decoder.0.weight"][3, 1] = float("nan")
 
     rewrite(path, spoil)
     assert (again(SPEC, runs)
@@ -262,10 +175,9 @@ def test_checkpoint_of_another_spec(runs, monkeypatch):
     assert message.endswith("choose another path, or delete it")
 
 
-@pytest.mark.parametrize("keep", [0, 5, 1000, -10])
-def test_truncated_checkpoint(runs, monkeypatch, keep):
+def test_truncated_checkpoint(runs, monkeypatch):
     path = stopped(SPEC, runs, monkeypatch)
-    path.write_bytes(path.read_bytes()[:keep])
+    path.write_bytes(path.read_bytes()[:1000])
     message = again(SPEC, runs)
     assert message.startswith(f"{path} is damaged") and "delete it and run again" in message
 

@@ -219,20 +219,8 @@ def test_own_validation_split_is_kept(tmp_path):
     assert len(data.x_train) == 30 and images(data.x_valid) == images(own) and data.y_train is None
 
 
-@pytest.mark.parametrize("n", [0, -3, True, np.int64(0)])
-def test_n_not_positive(tmp_path, n):
-    for name in ("n_train", "n_valid"):
-        fails(f"{name} is .*: (pass at least 1|it must be a whole number)", "digits", tmp_path, **{name: n})
-    assert not list(tmp_path.iterdir())
-
-
 def test_numbers_of_numpy_count(tmp_path):
     assert len(load("digits", tmp_path, n_train=np.int32(7), n_valid=np.uint8(3)).x_train) == 7
-
-
-def test_n_too_large(tmp_path):
-    fails("n_train is 1301: digits has 1300", "digits", tmp_path, n_train=1301)
-    fails("n_valid is 201: digits has 200", "digits", tmp_path, n_valid=201)
 
 
 # --- arrays, by path and by name, through their rows
@@ -363,17 +351,11 @@ GREY = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 
 @pytest.mark.parametrize("x, binarisation, match",
                          [(GREY / 255, "none", "pixels are float32: pass uint8, .* binarisation='floats'"),
-                          (GREY / 255, "static", "pixels are float32"),
-                          (GREY / 255., "stochastic", "pixels are float32"),
                           (GREY.bool(), "static", "pixels are bool"),
-                          (GREY.double(), "none", "pixels are float64"),
-                          (GREY.long(), "none", "pixels are int64"),
                           (GREY, "floats", "pixels are uint8: binarisation 'floats' takes floats"),
                           (GREY.float(), "floats", "divide grey levels by 255"),
                           (GREY / 255 - 0.1, "floats", "not all between 0 and 1"),
-                          (torch.full((1, 1, 4, 4), torch.nan), "floats", "look for NaN"),
                           (torch.full((1, 1, 4, 4), torch.inf), "floats", "not all between 0 and 1"),
-                          (GREY // 255, "static", "multiply the images by 255"),
                           (GREY // 255, "none", "multiply the images by 255"),
                           (GREY // 16, "none", "run to 15, not to 255: scale the images"),
                           (torch.cat([GREY / 255, GREY.float()]), "floats", "divide grey levels by 255"),
@@ -520,26 +502,7 @@ def test_arrays_that_do_not_fit_their_row(tmp_path, name, shape, match):
     fails(match, name, tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 300, 0.5, 0.95])
-@pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
-def test_truncated_npz(tmp_path, keep, writer):
-    file = tmp_path / "cut.npz"
-    writer(file, **GOOD)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:keep if isinstance(keep, int) else int(keep * len(whole))])
-    assert str(file) in fails("is damaged or no .npz", "cut", tmp_path)
-
-
-def test_flipped_bits_in_npz(tmp_path):
-    file = tmp_path / "flip.npz"
-    np.savez(file, **GOOD)
-    bits = bytearray(file.read_bytes())
-    bits[300] ^= 255
-    file.write_bytes(bits)
-    fails("is damaged or no .npz", "flip", tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"no archive at all", b"\x80\x04pickled", b"PK\x03\x04", bytes(1000)])
+@pytest.mark.parametrize("content", [b"no archive at all", b"\x80\x04pickled", b"PK\x03\x04"])
 def test_what_is_no_npz_is_said_to_be_none(tmp_path, content):
     (tmp_path / "none.npz").write_bytes(content)
     assert "objects" not in fails("is damaged or no .npz", "none", tmp_path)
@@ -560,12 +523,6 @@ def test_every_broken_byte_of_an_npz_is_noticed_or_harmless(tmp_path):
 def test_other_arrays_of_an_npz_are_left_alone(tmp_path):
     save(tmp_path / "more.npz", **GOOD, ids=np.arange(3), names=np.array(["a", "b"]))
     assert len(load("more", tmp_path).x_test) == 5
-
-
-def test_npy_named_npz(tmp_path):
-    with open(tmp_path / "one.npz", "wb") as f:
-        np.save(f, GOOD["x_train"])
-    fails("is damaged or no .npz", "one", tmp_path)
 
 
 def test_unwritable_root(tmp_path):

@@ -94,12 +94,6 @@ def test_measuring_leaves_the_model_as_it_was():
     assert [m.training for m in model.modules()] == before
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
-
-def test_no_images_to_measure():
-    lg = Bytes()
-    with pytest.raises(InputError, match="no images"):
-        measure_gaps(lg.model(lg.off), lg.bytes(1)[:0])
-
 def test_scores_of_an_encoder_and_of_its_control():
     x = (255 * (torch.rand(30, 1, 4, 4, generator=seeded()) < 0.5)).byte()
     model = bernoulli_model(gp_encoder()).float().eval()
@@ -129,10 +123,6 @@ def test_scores_leave_the_model_as_it_was():
     scores(model, x)
     assert [m.training for m in model.modules()] == before[0]
     assert all(torch.equal(v, before[1][k]) for k, v in model.state_dict().items())
-
-def test_no_images_to_score():
-    with pytest.raises(InputError, match="no images"):
-        scores(bernoulli_model(gp_encoder()).float(), torch.zeros(0, 1, 4, 4, dtype=torch.uint8))
 
 def test_rankings():
     rng = np.random.default_rng(0)

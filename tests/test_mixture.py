@@ -125,15 +125,3 @@ def test_mixture_of_some_gaussians():
     m = mixture(q, torch.full((3, 5), -math.log(3), dtype=F64))
     for k in range(3):
         assert torch.equal(m.mu[k], q[k].mu) and torch.equal(m.log_sigma[k], q[k].log_sigma)
-
-@pytest.mark.parametrize("method", ["me-2", "rme-2"])
-@pytest.mark.parametrize("settings, message",
-                         [((("n_components", 0),), "n_components is 0: a mixture needs"),
-                          ((("n_components", -2),), "n_components is -2"),
-                          ((("spread", -0.1),), "spread is -0.1: choose"),
-                          ((("spread", 1.5),), "spread is 1.5: choose")])
-def test_refused(method, settings, message):
-    with pytest.raises(InputError, match=message):
-        build_model(RunSpec(method=method, z_dim=2, likelihood="bernoulli",
-                            settings=(("hidden", (8, 8)), *settings)),
-                    (1, 4, 4))

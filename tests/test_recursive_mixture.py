@@ -9,7 +9,6 @@ from torch import nn
 from gpvae.vae import frozen
 from gpvae.encoders.recursive_mixture import (RecursiveMixtureEncoder, _component_objective, _so_far,
                                               recursive_log_pi)
-from gpvae.checks import InputError
 from gpvae.likelihoods import Gaussian, Likelihood
 from gpvae.networks import mlp_decoder, mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, GaussianMixture, log_normal
@@ -217,18 +216,3 @@ def fitted(K, **options):
 def test_a_second_component_comes_closer_to_two_modes():
     one, two = fitted(1), fitted(2, C=4.)
     assert abs(one - math.log(1 / 0.6)) < 0.1 and two < 0.6 * one
-
-# --- input that cannot work -----------------------------------------------------------------------
-
-@pytest.mark.parametrize("setting, message",
-                         [(("eta", -0.1), "eta is -0.1: the weight"),
-                          (("C", 0.), "C is 0.0: the cap"),
-                          (("C", -1.), "C is -1.0: the cap"),
-                          (("greed", -1.), "greed is -1.0: the weight"),
-                          (("epsilon", 0.), "epsilon is 0.0: choose"),
-                          (("epsilon", 1.), "epsilon is 1.0: choose")])
-def test_refused(setting, message):
-    with pytest.raises(InputError, match=message):
-        build_model(RunSpec(method="rme-2", z_dim=2, likelihood="bernoulli",
-                            settings=(("hidden", (8, 8)), setting)),
-                    (1, 4, 4))

@@ -13,7 +13,7 @@ from gpvae.encoders.gp import FullCovariance, GPEncoder
 from gpvae.likelihoods import Bernoulli
 from gpvae.networks import mlp_trunk
 from gpvae.posteriors import DiagonalGaussian, antithetic
-from gpvae.study.config import RunSpec, merge_settings
+from gpvae.study.config import RunSpec
 from models import build_model
 from gpvae.train_step import TrainConfig, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
@@ -228,9 +228,8 @@ def test_first_order_trains_the_decoder_at_the_end_and_the_encoder_at_the_start(
     objective, terms = next(model.objectives(x, beta))
     close(objective, terms.elbo(beta))
 
-@pytest.mark.parametrize("second_order", [True, False])
-def test_training_ascends(second_order):
-    model, x = model_of(second_order=second_order)
+def test_training_of_first_order_ascends():
+    model, x = model_of(second_order=False)
     optimizer, config = torch.optim.Adam(model.parameters(), 1e-2), TrainConfig(n_samples=4)
     torch.manual_seed(0)
     elbos = [(t[0] - t[1]).item()
@@ -333,19 +332,6 @@ def test_only_images_above_the_threshold_are_refined(rank):
     close(q.log_sigma[moved], whole.log_sigma[moved])
     close(q.mu[~moved], start.mu[~moved])
 
-def test_refined_images_do_not_depend_on_their_batch():
-    model, x = partly(0.3)
-    whole = model.posterior(x)
-    for i in range(12):
-        close(model.posterior(x[i:i + 1]).mu[0], whole.mu[i])
-
-def test_the_threshold_is_saved_and_loaded():
-    model, x = partly(0.3)
-    other = bernoulli_model(SemiAmortized(gp_encoder(seed=1), 2, refine=0.3)).eval()
-    other.load_state_dict(model.state_dict())
-    close(other.posterior(x).mu, model.posterior(x).mu)
-    assert all(t.isfinite().all() for t in other.state_dict().values())
-
 def test_watching_leaves_the_start_alone():
     """The uncertainty of training images is that of test time, and asking for it moves neither running
     moments nor the mode."""
@@ -377,27 +363,10 @@ def test_an_untrained_encoder_refines_all():
 
 # --- input ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options, words",
-                         [({"steps": 0}, "steps is 0"),
-                          ({"steps": -2}, "steps is -2"),
-                          ({"inner_samples": 0}, "inner_samples is 0"),
-                          ({"step_size": 0.}, "step_size"),
-                          ({"clip": 0.}, "clip"),
-                          ({"momentum": 1.}, "momentum"),
-                          ({"refine": 0.}, "refine is 0.0"),
-                          ({"refine": 1.5}, "refine is 1.5"),
-                          ({"rank": "ff"}, "did you mean 'f'"),
-                          ({"mode": "mixture"}, "mixture")], ids=str)
-def test_bad_options(options, words):
-    spec = RunSpec(method="gpvae+sa-2", z_dim=2, likelihood="bernoulli",
-                   settings=(("hidden", (4,)), *options.items()))
-    merge_settings(spec)
-    with pytest.raises(InputError, match=words):
-        build_model(spec, (1, 4, 4))
-
-def test_a_start_without_uncertainty_refines_all():
-    with pytest.raises(InputError, match="AmortizedEncoder states no uncertainty"):
-        SemiAmortized(AmortizedEncoder(mlp_trunk((1, 4, 4), (4,)), 4, Z), refine=0.5)
+def test_a_mixture_is_no_start():
+    with pytest.raises(InputError, match="mixture"):
+        build_model(RunSpec(method="gpvae+sa-2", z_dim=2, likelihood="bernoulli",
+                            settings=(("hidden", (4,)), ("mode", "mixture"))), (1, 4, 4))
 
 def test_inference_mode_is_refused():
     model, x = model_of()

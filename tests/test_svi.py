@@ -243,18 +243,6 @@ def test_parts_of_the_start_show_through():
 
 # --- input ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options, words",
-                         [({"steps": 0}, "steps is 0"),
-                          ({"steps": -1}, "steps is -1"),
-                          ({"step_size": 0.}, "step_size is 0.0"),
-                          ({"inner_samples": 0}, "inner_samples is 0"),
-                          ({"family": "ful"}, "did you mean 'full'")], ids=str)
-def test_bad_options(options, words):
-    with pytest.raises(InputError, match=words):
-        build_model(RunSpec(method="svi", z_dim=Z, likelihood="bernoulli",
-                            settings=(*SPEC.settings, *options.items())),
-                    (1, 4, 4))
-
 def test_inference_mode_is_refused():
     model, x = toy()
     with torch.inference_mode(), pytest.raises(InputError, match="no_grad"):

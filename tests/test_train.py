@@ -19,7 +19,7 @@ from gpvae.posteriors import gaussian_kl
 from gpvae.pixels import to_float
 from gpvae.training import (NonFinite, Trainer, active_units, load_checkpoint, optimizer_tensors, refit,
                             restore_optimizer, train, validation_bound)
-from gpvae.train_step import TrainConfig, adam, beta, learning_rate, train_step
+from gpvae.train_step import TrainConfig, adam, train_step
 from gpvae.encoders.amortized import AmortizedEncoder
 from gpvae.vae import VAE
 from toys import bernoulli_model, binary_images, gp_encoder, seeded
@@ -107,14 +107,6 @@ def test_gradient_is_clipped_and_its_norm_is_recorded():
         torch.testing.assert_close(a * (0.5 / norm(free)), b, rtol=1e-4, atol=1e-12)
 
 
-def test_warm_up_and_milestones():
-    config = TrainConfig(kl_warmup=2, milestones=(3, 5), lr=1.0, lr_factor=0.1)
-    assert [beta(s, 10, config) for s in (0, 9, 19, 20, 1000)] == [0.05, 0.5, 1.0, 1.0, 1.0]
-    config = dataclasses.replace(config, lr_warmup=0)
-    assert [round(learning_rate(10 * e, 10, config), 6) for e in (0, 2, 3, 4, 5, 9)] == [1.0, 1.0, 0.1, 0.1,
-                                                                                         0.01, 0.01]
-
-
 @pytest.mark.parametrize("schedule, expected", [
     ("milestones", [0.25, 0.5, 0.75, 1.0, 0.1, 0.1, 0.1, 0.1]),
     ("linear", [0.25 * 8 / 8, 0.5 * 7 / 8, 0.75 * 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
@@ -182,11 +174,6 @@ def test_each_epoch_sees_every_image_once_in_a_new_order(monkeypatch):
     assert torch.equal(order.sort(1).values, torch.arange(65, dtype=torch.int32).expand(2, -1))
     assert not torch.equal(order[0], order[1])
     assert not torch.equal(order[0], torch.arange(65, dtype=torch.int32))
-
-
-def test_warm_up_changes_the_result():
-    with_it, without = (fit(dataclasses.replace(CONFIG, kl_warmup=w))[1] for w in (4, 0))
-    assert with_it.history[0]["kl"] > without.history[0]["kl"] + 1e-4
 
 
 # --- which epoch ----------------------------------------------------------------------------------
@@ -333,11 +320,6 @@ def test_nan_stops_naming_step_and_term_and_keeps_the_last_good_checkpoint(tmp_p
     assert torch.equal(weights(model), weights(fit()[0])) and len(trainer.history) == 4
 
 
-def test_a_huge_step_size_stops():
-    with pytest.raises(NonFinite, match=r"step \d+: "):
-        fit(dataclasses.replace(CONFIG, lr=1e30), n=65)
-
-
 @pytest.mark.parametrize("n", [16, 65])
 def test_a_huge_step_size_leaves_no_bad_checkpoint(tmp_path, n):
     path = tmp_path / "checkpoint.safetensors"
@@ -366,18 +348,6 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path, after):
     for k, v in trainer.optimizer.state_dict()["state"].items():
         for name, value in v.items():
             assert torch.equal(value, again.optimizer.state_dict()["state"][k][name])
-
-
-def test_checkpoint_holds_the_moments_of_the_optimiser(tmp_path):
-    path = tmp_path / "c.safetensors"
-    _, trainer = fit(path=path, key="a")
-    other = Trainer(small(), CONFIG, path, trainer.question)
-    other.resume("cpu")
-    state, expected = (t.optimizer.state_dict()["state"] for t in (other, trainer))
-    assert len(state) == len(expected) == len(list(small().parameters())) and state[0]["step"] == 20
-    for i in expected:
-        for name in ("step", "exp_avg", "exp_avg_sq"):
-            assert torch.equal(state[i][name], expected[i][name])
 
 
 def test_checkpoints_do_not_change_the_result(tmp_path):
@@ -463,13 +433,11 @@ def test_other_validation_images_are_another_question(kept):
         train(small(), images(65), images(40, seed=2), "static", CONFIG, kept[0], bar=False)
 
 
-@pytest.mark.parametrize("likelihood, changed",
-                         [(lambda: Gaussian(16), lambda l: setattr(l, "min_scale", 0.05))])
-def test_a_number_of_a_module_is_part_of_the_question(tmp_path, likelihood, changed):
-    path, model = tmp_path / "c.safetensors", other_model(likelihood=likelihood())
+def test_a_number_of_a_module_is_part_of_the_question(tmp_path):
+    path, model = tmp_path / "c.safetensors", other_model(likelihood=Gaussian(16))
     fit(path=path, model=model, binarisation="none")
-    again = other_model(likelihood=likelihood())
-    changed(again.likelihood)
+    again = other_model(likelihood=Gaussian(16))
+    again.likelihood.min_scale = 0.05
     with pytest.raises(InputError, match="other parts of the model"):
         fit(path=path, model=again, binarisation="none")
 
@@ -485,10 +453,8 @@ def test_less_than_a_checkpoint_holds_is_refused(tmp_path, monkeypatch, change, 
         fit(dataclasses.replace(CONFIG, **change), path=tmp_path / "c.safetensors")
 
 
-@pytest.mark.parametrize(
-    "first, then",
-    [(dict(epochs=2), {}), (dict(epochs=2, patience=50), {}), (dict(epochs=3), dict(checkpoint_seconds=9.0))],
-)
+@pytest.mark.parametrize("first, then", [(dict(epochs=2, patience=50), {}),
+                                         (dict(epochs=3), dict(checkpoint_seconds=9.0))])
 def test_more_epochs_end_with_the_bits_of_the_whole(tmp_path, first, then):
     path = tmp_path / "c.safetensors"
     fit(dataclasses.replace(CONFIG, **first), path=path)
