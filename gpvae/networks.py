@@ -7,88 +7,16 @@ __all__ = ['PRECISIONS', 'PRECISION', 'ACTIVATIONS', 'with_precision', 'mlp_trun
 
 # %% ../nbs/20_networks.ipynb #fed7c888
 import math
-import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from pathlib import Path
 
 # %% ../nbs/20_networks.ipynb #5163ca49
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from .checks import choose, require
-
-# %% ../nbs/20_networks.ipynb #11b3f766
-_FEW = 2**22 # multiplications below which the detour costs more than it saves
-
-@cache
-def _mkl_is_slow() -> bool:
-    "Is this an x86 processor of another maker than MKL's, and oneDNN at hand?"
-    maker = platform.processor()
-    with suppress(OSError): maker = Path("/proc/cpuinfo").read_text()
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return x86 and there and torch.backends.mkl.is_available() and "Intel" not in maker
-
-def _pays(x: Tensor, outputs: int) -> bool:
-    "Are these rows times so many outputs a product for oneDNN?"
-    kind = x.device.type == "cpu" and x.dtype == torch.float32
-    return kind and x.numel() * outputs >= _FEW and _mkl_is_slow()
-
-def _transformed() -> bool:
-    "Is the call compiled, traced, or differentiated in a way that only PyTorch's own layers know?"
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return traced or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-def _product(x: Float[Tensor, "B I"], W: Float[Tensor, "O I"], b: Float[Tensor, "O"]|None = None
-            ) -> Float[Tensor, "B O"]:
-    "x Wᵀ + b by oneDNN."
-    return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
-
-# %% ../nbs/20_networks.ipynb #35c4ee19
-def _asked(node) -> bool: # of the graph, or None
-    "Is a gradient asked for in this backward pass?"
-    ask = getattr(torch._C, "_will_engine_execute_node", None)
-    if node is None or ask is None: return node is not None
-    try: return ask(node)
-    except RuntimeError: # of a leaf the engine says only so that it is asked for
-        return True
-
-# %% ../nbs/20_networks.ipynb #2a4e038a
-class _Product(torch.autograd.Function):
-    "`_product` with its derivatives, which have derivatives too."
-    @staticmethod
-    def forward(ctx, x: Float[Tensor, "B I"], W: Float[Tensor, "O I"], b: Float[Tensor, "O"]|None
-               ) -> Float[Tensor, "B O"]:
-        "The layer."
-        ctx.save_for_backward(x, W)
-        return _product(x, W, b)
-
-    @staticmethod
-    def backward(ctx, dy: Float[Tensor, "B O"]) -> tuple[Tensor|None, Tensor|None, Tensor|None]:
-        "Of x, W and b, where they are asked for."
-        x, W = ctx.saved_tensors
-        nodes = [node for node, _ in ctx.next_functions] + [None] # the last for a layer without b
-        wanted = [can and _asked(node) for can, node in zip(ctx.needs_input_grad, nodes)]
-        again = torch.is_grad_enabled()
-        times = (lambda a, b: _Product.apply(a, b, None)) if again else _product
-        return (times(dy, W.T) if wanted[0] else None, times(dy.T, x.T) if wanted[1] else None,
-                dy.sum(0) if wanted[2] else None)
-
-# %% ../nbs/20_networks.ipynb #067e72aa
-class _Linear(nn.Linear):
-    "A linear layer whose large products are made by the faster library."
-    def forward(self, x: Float[Tensor, "*L I"]) -> Float[Tensor, "*L O"]:
-        full = self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if _transformed() or not (full and _pays(x, self.out_features)): return super().forward(x)
-        inputs = x.reshape(-1, x.shape[-1]), self.weight, self.bias
-        learns = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-        y = _Product.apply(*inputs) if learns else _product(*inputs)
-        return y.reshape(*x.shape[:-1], -1)
+from .products import Linear
 
 # %% ../nbs/20_networks.ipynb #8dde35b6
 PRECISIONS = ("float32", "tf32", "bfloat16") # of the products inside the networks
@@ -126,7 +54,7 @@ def _mlp(sizes: Sequence[int], # layer widths, input first, e.g. (784, 500, 500)
     activate = ACTIVATIONS[choose("activation", activation, ACTIVATIONS)]
     require(len(sizes) > 1, "a network without hidden layers: name at least one width")
     require(all(n > 0 for n in sizes), f"layer widths must be positive, got {tuple(sizes)}")
-    return [layer for n, m in zip(sizes, sizes[1:]) for layer in (_Linear(n, m), activate())]
+    return [layer for n, m in zip(sizes, sizes[1:]) for layer in (Linear(n, m), activate())]
 
 # %% ../nbs/20_networks.ipynb #556170dd
 def mlp_trunk(x_shape: Sequence[int],              # (C, H, W)
@@ -143,7 +71,7 @@ def mlp_decoder(z_dim: int,                        # latent dimensions Z
                 activation: str = "relu"           # one of ACTIVATIONS
                ) -> nn.Sequential:                 # [..., Z] -> [..., D]
     "The decoder: hidden layers and one linear layer to the pixels."
-    decoder = _Network(*_mlp((z_dim, *hidden), activation), _Linear(hidden[-1], math.prod(x_shape)))
+    decoder = _Network(*_mlp((z_dim, *hidden), activation), Linear(hidden[-1], math.prod(x_shape)))
     decoder.x_shape = tuple(x_shape)
     return decoder
 
@@ -167,7 +95,7 @@ def conv_trunk(x_shape: Sequence[int], # (C, H, W)
     "Strided convolutions down to 4×4, then a linear layer to the features φ(x)."
     c, activate = _conv_widths(x_shape, width), ACTIVATIONS[choose("activation", activation, ACTIVATIONS)]
     down = [layer for n, m in zip(c, c[1:]) for layer in (nn.Conv2d(n, m, 4, 2, 1), activate())]
-    return _Network(*down, nn.Flatten(), _Linear(16 * c[-1], h_dim), activate())
+    return _Network(*down, nn.Flatten(), Linear(16 * c[-1], h_dim), activate())
 
 # %% ../nbs/20_networks.ipynb #b4dd41e4
 class ConvDecoder(nn.Module):
@@ -182,7 +110,7 @@ class ConvDecoder(nn.Module):
         c = _conv_widths(x_shape, width)[::-1]
         activate = ACTIVATIONS[choose("activation", activation, ACTIVATIONS)]
         up = [layer for n, m in zip(c, c[1:]) for layer in (activate(), nn.ConvTranspose2d(n, m, 4, 2, 1))]
-        start = [_Linear(z_dim, h_dim), activate(), _Linear(h_dim, 16 * c[0])]
+        start = [Linear(z_dim, h_dim), activate(), Linear(h_dim, 16 * c[0])]
         self.net = _Network(*start, nn.Unflatten(1, (c[0], 4, 4)), *up)
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L D"]:

@@ -30,8 +30,8 @@ class Encoder(nn.Module, ABC):
         "The posterior of each image."
 
     @property
-    def random(self) -> bool:
-        "Has the encoder random functions?"
+    def is_stochastic(self) -> bool:
+        "Are its functions random?"
         return False
 
     @property
@@ -74,8 +74,8 @@ class Wrapper(Encoder):
         self.start = start
 
     @property
-    def random(self) -> bool:
-        return self.start.random
+    def is_stochastic(self) -> bool:
+        return self.start.is_stochastic
 
     @property
     def noise_scale(self) -> float|Tensor:

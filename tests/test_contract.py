@@ -73,9 +73,9 @@ def test_shapes_names_and_finite_numbers(case, dtype, B, training):
 def test_optional_parts_have_answers(case):
     encoder, x = build(case).encoder, binary_images(3)
     doubt = encoder.uncertainty(x)
-    assert (doubt is not None) >= encoder.random
-    assert (not encoder.random or all((part > 0).all() for part in doubt))
-    assert (encoder.weight_kl() > 0) == encoder.random and encoder.phi(x).shape[0] == 3
+    assert (doubt is not None) >= encoder.is_stochastic
+    assert (not encoder.is_stochastic or all((part > 0).all() for part in doubt))
+    assert (encoder.weight_kl() > 0) == encoder.is_stochastic and encoder.phi(x).shape[0] == 3
     assert not encoder.modes or encoder.mode in encoder.modes
     encoder.noise_scale = 0.5
     assert encoder.noise_scale == 0.5

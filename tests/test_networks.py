@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from gpvae import networks
-from gpvae.networks import _FEW, _Linear, _Network, _pays, mlp_decoder, mlp_trunk
+from gpvae import products
+from gpvae.networks import _Network, mlp_decoder, mlp_trunk
+from gpvae.products import _FEW, Linear, _pays
 
 SIZES = 192, 160 # inputs and outputs
 
@@ -18,15 +19,15 @@ def detour(monkeypatch):
     "Let oneDNN make every product."
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         pytest.skip("no oneDNN in this PyTorch")
-    called, original = [], networks._product
-    monkeypatch.setattr(networks, "_mkl_is_slow", lambda: True)
-    monkeypatch.setattr(networks, "_FEW", 0)
-    monkeypatch.setattr(networks, "_product", lambda *args: called.append(1) or original(*args))
+    called, original = [], products._product
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_FEW", 0)
+    monkeypatch.setattr(products, "_product", lambda *args: called.append(1) or original(*args))
     return called
 
 def pair(bias=True):
     torch.manual_seed(0)
-    layer = _Linear(*SIZES, bias=bias)
+    layer = Linear(*SIZES, bias=bias)
     usual = nn.Linear(*SIZES, bias=bias)
     usual.load_state_dict(layer.state_dict())
     return layer, usual
@@ -53,10 +54,10 @@ def test_the_layer_is_pytorchs_with_its_gradients(detour, shape, bias):
 def test_a_gradient_in_the_input_alone_makes_none_of_the_weights(detour):
     "Three products with the weights' gradient, two without, for leaves and for what is computed."
     layer, x = pair()[0], torch.randn(7, SIZES[0], requires_grad=True)
-    for inputs, products in (([x], 2), ([x, layer.weight], 3), ([layer.weight], 2)):
+    for inputs, count in (([x], 2), ([x, layer.weight], 3), ([layer.weight], 2)):
         detour.clear()
         torch.autograd.grad(layer(x).sum(), inputs)
-        assert len(detour) == products
+        assert len(detour) == count
     detour.clear()
     layer(x).sum().backward()
     assert len(detour) == 3 and layer.weight.grad is not None and layer.bias.grad is not None
@@ -81,7 +82,7 @@ def test_other_kinds_of_numbers_take_the_usual_way(detour, kind):
     assert torch.equal(layer(x), usual(x)) and not detour
 
 def test_small_products_take_the_usual_way(monkeypatch):
-    monkeypatch.setattr(networks, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: True)
     rows = torch.zeros(4, 8)
     assert not _pays(rows, _FEW // 32 - 1) and _pays(rows, _FEW // 32)
 
@@ -91,11 +92,11 @@ def test_mkl_is_asked_on_a_processor_of_its_maker(monkeypatch, tmp_path):
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-        assert networks._mkl_is_slow.__wrapped__() == (
+        assert products._mkl_is_slow.__wrapped__() == (
             slow and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         )
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert not networks._mkl_is_slow.__wrapped__()
+    assert not products._mkl_is_slow.__wrapped__()
 
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_and_transformed_calls_take_the_usual_way(detour, monkeypatch):

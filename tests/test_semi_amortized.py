@@ -288,8 +288,9 @@ def test_parts_of_the_start_show_through():
     plain = SemiAmortized(AmortizedEncoder(mlp_trunk((1, 4, 4), (4,)), 4, Z)).double()
     random = SemiAmortized(gp_encoder())
     x = binary_images(3)
-    assert not plain.random and plain.uncertainty(x) is None and plain.weight_kl() == 0 and not random.modes
-    assert random.random
+    assert not plain.is_stochastic and plain.uncertainty(x) is None and plain.weight_kl() == 0
+    assert not random.modes
+    assert random.is_stochastic
     assert all(torch.equal(a, b) for a, b in zip(random.uncertainty(x), random.start.uncertainty(x)))
     assert torch.equal(random.phi(x), random.start.trunk(x))
     assert torch.equal(plain.phi(x), plain.start.trunk(x))

@@ -105,7 +105,7 @@ def test_training_is_the_start_alone():
         torch.manual_seed(3)
         posteriors.append(m.train().posterior(x))
     assert all(torch.equal(a, b) for a, b in zip(vars(posteriors[0]).values(), vars(posteriors[1]).values()))
-    assert torch.equal(after.encoder.weight_kl(), model.encoder.weight_kl()) and after.encoder.random
+    assert torch.equal(after.encoder.weight_kl(), model.encoder.weight_kl()) and after.encoder.is_stochastic
     with evaluating(after):
         assert not torch.equal(after.posterior(x).mean, model.encoder(x).mean)
 

@@ -235,7 +235,7 @@ def test_its_posterior_is_the_best_of_the_family(family, kind):
 def test_parts_of_the_start_show_through():
     plain, random = SVI(AmortizedEncoder(mlp_trunk((1, 4, 4), (4,)), 4, Z)).double(), SVI(gp_encoder())
     x = binary_images(3)
-    assert not plain.random and plain.uncertainty(x) is None and random.random
+    assert not plain.is_stochastic and plain.uncertainty(x) is None and random.is_stochastic
     assert random.validation is random.start
     assert all(torch.equal(a, b) for a, b in zip(random.uncertainty(x), random.start.uncertainty(x)))
     assert torch.equal(random.phi(x), random.start.trunk(x))

@@ -179,20 +179,20 @@ class RandomLinear(nn.Module):
         self.log_prior = nn.Parameter(prior, requires_grad=learn_prior_scale)
 
     @property
-    def random(self) -> bool:
+    def is_stochastic(self) -> bool:
         "Is there a variance?"
         return not isinstance(self.cov, _NoCovariance)
 
     def kl(self) -> Float[Tensor, ""]:
         "KL of the weights to their prior, nats, summed over outputs."
-        if not self.random: return self.mean.new_zeros(())
+        if not self.is_stochastic: return self.mean.new_zeros(())
         H, precision = self.mean.shape[1], torch.exp(-2 * self.log_prior)
         square = self.cov.trace() + self.mean.square().sum(1)
         return 0.5 * (precision * square - H + 2 * H * self.log_prior - self.cov.log_det()).sum()
 
     def effective(self) -> Float[Tensor, ""]:
         "Effective number of weights γ, between 0 and Z·H."
-        if not self.random: return self.mean.new_zeros(())
+        if not self.is_stochastic: return self.mean.new_zeros(())
         return self.mean.numel() - (torch.exp(-2 * self.log_prior) * self.cov.trace()).sum()
 
     def sample(self, K: int, generator: torch.Generator|None = None) -> Float[Tensor, "K Z H"]:
@@ -312,7 +312,7 @@ class GPEncoder(Encoder):
         self.mode = mode
 
     @property
-    def random(self) -> bool: return self.W.random
+    def is_stochastic(self) -> bool: return self.W.is_stochastic
 
     @property
     def mode(self) -> str:
@@ -325,7 +325,7 @@ class GPEncoder(Encoder):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        return (_MODES if self.T is None else _MODES[:2]) if self.random else ()
+        return (_MODES if self.T is None else _MODES[:2]) if self.is_stochastic else ()
 
     def functions(self, x: Tensor) -> RandomFunctions:
         "Mean and variance of f and g at each image; changes nothing."

@@ -97,8 +97,8 @@ def _check_options(start: Encoder, steps: int, step_size: float, momentum: float
     require(clip > 0, f"clip is {clip}: it must be positive")
     require(0 <= momentum < 1, f"momentum is {momentum}: it must be at least 0 and below 1")
     require(0 < refine <= 1, f"refine is {refine}: it is a fraction of the images, above 0 and at most 1")
-    require(refine == 1 or start.random, f"refine is {refine}: {type(start).__name__} states no uncertainty "
-            "to choose images by, leave it at 1")
+    require(refine == 1 or start.is_stochastic, f"refine is {refine}: {type(start).__name__} states no "
+            "uncertainty to choose images by, leave it at 1")
     mixed = isinstance(start, GPEncoder) and start.mode == "mixture"
     require(not mixed, "mode 'mixture' is no start for gradient steps: choose mean or marginal")
 
@@ -123,7 +123,7 @@ class SemiAmortized(Wrapper):
         self.second_order, self.refine = second_order, refine
         self.how = dict(step_size=step_size, momentum=momentum, clip=clip, natural=natural, path=path)
         self.rank = choose("rank", rank, Uncertainty._fields)
-        self.window = _Window() if start.random else None
+        self.window = _Window() if start.is_stochastic else None
 
     def objectives(self, model: VAE, x: Tensor, beta: float|Tensor = 1., n_samples: int = 1
                   ) -> Iterator[tuple[Float[Tensor, "B"], ElboTerms]]:

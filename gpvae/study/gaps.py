@@ -211,7 +211,7 @@ def difficulty_scores(model: VAE, x: UInt8[Tensor, "B C H W"], binarisation: str
         if not isinstance(model.posterior(to_float(x[:1], binarisation)), DiagonalGaussian):
             return {}
     found = scores(model, x, binarisation)
-    return {k: v for k, v in found.items() if model.encoder.random or k not in Uncertainty._fields}
+    return {k: v for k, v in found.items() if model.encoder.is_stochastic or k not in Uncertainty._fields}
 
 
 def measure_two_sided(folder: Path, model: VAE, x: UInt8[Tensor, "N C H W"], settings: GapSettings

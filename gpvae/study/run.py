@@ -116,7 +116,7 @@ def read_times(folder: Path, machine: str) -> dict[str, float]:
 def apply_evaluation(model: VAE, evaluation: EvaluationConfig, method: str) -> VAE:
     "The trained model as it is judged: with scaled variances of its functions, or natural-gradient steps."
     if evaluation.variance_scale != 1:
-        random = isinstance(model.encoder, GPEncoder) and model.encoder.random
+        random = isinstance(model.encoder, GPEncoder) and model.encoder.is_stochastic
         require(random, f"variance_scale is {evaluation.variance_scale}: {method} has no random functions, "
                 "leave it at 1")
         encoder = model.encoder.scale_variance(evaluation.variance_scale)
