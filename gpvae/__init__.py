@@ -16,6 +16,7 @@ _MODULES = {  # where each public name lives
     "gpvae.data": ("load", "prepare_splits"),
     "gpvae.training": ("TrainConfig", "train", "refit"),
     "gpvae.adapters": ("adapt",),
+    "gpvae.judge": ("judge",),
     "gpvae.evaluation.iwae": ("evaluate",),
     "gpvae.evaluation.ais": ("ais",),
     "gpvae.evaluation.likelihood": ("log_likelihood",),
