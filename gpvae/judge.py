@@ -38,7 +38,7 @@ from .pixels import to_float
 from .posteriors import DiagonalGaussian
 from .statistics import mean_and_error, spearman
 from .units import dead_units
-from .vae import VAE, evaluating
+from .vae import VAE, binarisation_of, evaluating
 
 # %% ../nbs/77_judge.ipynb #f5b0048d
 ACTIVE = 0.01      # variance of a latent's posterior means above which it is active (Burda et al. 2016)
@@ -52,12 +52,13 @@ img {max-width: 100%}"""
 @torch.no_grad()
 def latent_summary(model: VAE,
                    x: Tensor,                    # [N, …], as `evaluate` takes them
-                   binarisation: str = "static", # as for `evaluate`
+                   binarisation: str|None = None, # None: by the likelihood, as for `evaluate`
                    batch_size: int = 500, seed: int = 0
                   ) -> dict[str, np.ndarray]: # kl [N], kl_per_latent [Z], information, nats; variance [Z]
     """KL and information of the latents, and the variance of the posterior means; NaN for what is unknown.
 
     `latent_summary(model, x_test)["information"]` is I(x; z)."""
+    binarisation = binarisation_of(model, x, binarisation)
     generator = torch.Generator(x.device).manual_seed(seed)
     kls, means, by_latent, draws, posteriors = [], [], [], [], []
     with evaluating(model):
@@ -398,6 +399,7 @@ def judge(model: VAE,                           # trained; `adapt` brings one of
     splits = {"test": x} | ({} if x_train is None else {"train": x_train})
     for name, data in splits.items():
         require(len(data) >= 10, f"{name} has {len(data)} data: pass at least ten")
+    binarisation = binarisation_of(model, x, binarisation)
     found = {}
     steps = sum(len(d) + len(d[:effort.likelihoods]) + len(d[:effort.gaps]) for d in splits.values())
     with tqdm(total=steps, unit="datum", disable=not bar) as shown:
