@@ -6,9 +6,13 @@
 __all__ = ['adapt']
 
 # %% ../nbs/76_adapt.ipynb #8361ecf8
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, SupportsIndex
+import numpy as np
 
 # %% ../nbs/76_adapt.ipynb #751ae204
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from .checks import InputError, check_kinds, choose, require
 from .likelihoods import Bernoulli, Gaussian, as_likelihood
+from .pixels import check_pixels, to_float
 from .posteriors import DiagonalGaussian, FullGaussian, Posterior
 from .vae import VAE, Encoder, LogJoint, evaluating
 
@@ -85,7 +90,17 @@ def _owner(call: Any, name: str, module: nn.Module|None) -> nn.Module:
     if isinstance(bound, nn.Module): return bound
     require(isinstance(module, nn.Module), f"the {name} is a function: pass module=, the module whose "
             "weights it uses, so that evaluation mode reaches them")
+    _check_closure(call, name, module)
     return module
+
+def _check_closure(call: Callable, name: str, module: nn.Module) -> None:
+    "Raise `InputError` where a function uses a module that the given one does not reach."
+    try: variables = inspect.getclosurevars(call)
+    except TypeError: return # it is no function
+    for key, used in {**variables.nonlocals, **variables.globals}.items():
+        known = not isinstance(used, nn.Module) or used in module.modules() or module in used.modules()
+        require(known, f"the {name} uses {key}, which is no part of module=: pass a module that holds it, so "
+                "that evaluation mode reaches it")
 
 class _Part(nn.Module):
     "A call, with the module whose weights it uses."
@@ -93,6 +108,11 @@ class _Part(nn.Module):
         super().__init__()
         self.call = call
         if owner is not call: self.owner = owner
+
+    def hold(self, modules: Sequence[nn.Module], weights: Sequence[nn.Parameter]) -> None:
+        "Instead of the owner, of which another part takes care."
+        del self.owner
+        self.modules_used, self.weights_used = nn.ModuleList(modules), nn.ParameterList(weights)
 
     def forward(self, x: Tensor) -> Any:
         weight = next((p for p in self.parameters() if p.is_floating_point()), x)
@@ -118,13 +138,14 @@ def _logit(p: Tensor) -> Tensor:
 # %% ../nbs/76_adapt.ipynb #5e82cb14
 class _Decoder(nn.Module):
     "A stranger's decoder: [..., Z] -> [..., D], logits or means."
-    def __init__(self, part: _Part, output: str|None, z_dim: int,
-                 x_dim: int|None): # None: whatever the likelihood takes
+    def __init__(self, part: _Part, output: str|None, z_dim: int, x_shape: tuple[int, ...],
+                 a_pixel_each: bool): # is there one number for each pixel, or whatever the likelihood takes?
         super().__init__()
         like = next((p for p in part.parameters() if p.is_floating_point()), torch.zeros(()))
         # Annealing reads width, type and device of z from the decoder's first weight: this one, empty.
         self.latents = nn.Parameter(torch.empty(0, z_dim, dtype=like.dtype, device=like.device), False)
-        self.part, self.output, self.x_dim = part, output, x_dim
+        self.part, self.output, self.x_shape, self.a_pixel_each = part, output, x_shape, a_pixel_each
+        self.warnings = set() # that were given
 
     def rows(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N D"]:
         "What the decoder returns, a row per latent."
@@ -137,14 +158,27 @@ class _Decoder(nn.Module):
         shape, N = list(found.shape), len(z)
         require(len(shape) > 1 and shape[0] == N, f"the decoder returns {shape} for latents {list(z.shape)}: "
                 f"it must be [{N}, C, H, W] or [{N}, D]")
-        D, want = math.prod(shape[1:]), self.x_dim
-        require(want in (None, D), f"the decoder returns {D} pixels per image, {shape}: x_shape has {want}")
+        image, D = list(self.x_shape), math.prod(self.x_shape)
+        fits = shape[1:] in (image, [D], image[1:] if image[0] == 1 else image)
+        require(fits or not self.a_pixel_each, f"the decoder returns {shape} for {N} latents, x_shape is "
+                f"{self.x_shape}: it must be {[N, *image]} or {[N, D]}")
         return found.flatten(1)
 
     def forward(self, z: Float[Tensor, "*S Z"]) -> Float[Tensor, "*S D"]:
         eta = self.rows(z.reshape(-1, z.shape[-1]))
-        if self.output == "probabilities": eta = _logit(eta)
+        if self.output == "probabilities":
+            self.warn_of_saturation(eta)
+            eta = _logit(eta)
         return eta.reshape(*z.shape[:-1], -1)
+
+    def warn_of_saturation(self, p: Float[Tensor, "N D"]) -> None:
+        "Warn once where a probability is 1 and its logit lost; not in training, which would wait for a GPU."
+        if self.training or self.warnings: return
+        with suppress(RuntimeError): # within a transform nothing can be asked
+            if not bool((p == 1).any()): return
+            self.warnings.add("saturated")
+            warnings.warn(f"probabilities of the decoder are 1 in {str(p.dtype)[6:]}, log p(x) may come out "
+                          "too high: let it return logits, output='logits'", stacklevel=2)
 
 # %% ../nbs/76_adapt.ipynb #881d2fbe
 def _said(what: str, call: Callable, *args) -> Any:
@@ -158,9 +192,10 @@ def _said(what: str, call: Callable, *args) -> Any:
 def _require_same(one: Tensor, both: Tensor, what: str) -> None:
     "Raise `InputError` unless a row alone gives what it gave beside another."
     tolerance = max(1e-3, 10 * torch.finfo(one.dtype).eps)
-    same = torch.allclose(one[0].float(), both[0].float(), rtol=tolerance, atol=tolerance)
+    same = torch.allclose(one.float(), both.float(), rtol=tolerance, atol=tolerance)
     require(same, f"{what} differ when it is called again with the first row alone: in evaluation mode it "
             "must be no sample, and rows must not mix")
+
 
 # %% ../nbs/76_adapt.ipynb #9d6631f7
 def _try_encoder(model: VAE, x: Float[Tensor, "2 C H W"], z_dim: int) -> Posterior:
@@ -176,32 +211,105 @@ def _try_encoder(model: VAE, x: Float[Tensor, "2 C H W"], z_dim: int) -> Posteri
         require(ok, "log σ of the encoder is not finite: a sigma or var must be positive, is scale= right?")
     if foreign:
         one = _said("the encoder on one image", model.posterior, x[:1])
-        _require_same(one.mean, q.mean, "the encoder's means")
+        if type(q) in (DiagonalGaussian, FullGaussian):
+            _require_same(one.mean[0], q.mean[0], "the encoder's means")
+        else: # whose mean may be one of samples: its density is compared
+            z, _ = _said("the posterior", one.rsample_and_log_prob, 4)
+            pair = (_said("the density of the posterior", p.log_prob, z.expand(-1, len(p.mean), -1))
+                    for p in (one, q))
+            _require_same(*(log_prob[:, 0] for log_prob in pair), "the encoder's densities")
     return q
 
 # %% ../nbs/76_adapt.ipynb #0ade1957
+_SHAPING = ("View", "UnsafeView", "Reshape", "Unsqueeze", "Squeeze", "Permute", "Transpose", "Clone",
+            "ToCopy", "Slice", "Select", "T")
+_OF_PROBABILITIES = ("Sigmoid", "Hardsigmoid", "Softmax")
+
+def _last_function(eta: Tensor) -> str:
+    "The function that made a tensor, as autograd names it, but for what only shapes it."
+    name = lambda node: node.name().split("Backward")[0]
+    node = eta.grad_fn
+    while node is not None and name(node) in _SHAPING: node = node.next_functions[0][0]
+    return "" if node is None else name(node)
+
 def _try_decoder(decoder: _Decoder, z: Float[Tensor, "N Z"]) -> None:
     "Raise `InputError` where what the decoder returns cannot be what was said."
     eta = _said(f"the decoder on latents {list(z.shape)}", decoder.rows, z)
     require(bool(eta.isfinite().all()), "the decoder returns numbers that are not finite: look for NaN")
-    _require_same(_said("the decoder on one latent", decoder.rows, z[:1]), eta, "the decoder's pixels")
+    one = _said("the decoder on one latent", decoder.rows, z[:1])
+    _require_same(one[0], eta[0], "the decoder's pixels")
     low, high = eta.min().item(), eta.max().item()
     if decoder.output == "probabilities":
         require(0 <= low and high <= 1, f"the decoder returns {low:.3g} to {high:.3g}, no probabilities: "
                 "is it output='logits'?")
-    if decoder.output == "logits" and eta.numel() >= 64 and low < high: # by chance: never
-        require(low < 0 or high > 1, f"all that the decoder returns lies between {low:.3g} and {high:.3g}, "
-                "as probabilities do: is it output='probabilities'?")
+    if decoder.output == "logits" and 0 <= low < high <= 1:
+        with torch.inference_mode(False), torch.enable_grad():
+            last = _last_function(decoder.rows(z.clone().requires_grad_()))
+        advice = f"all that the decoder returns lies between {low:.3g} and {high:.3g}, as probabilities do"
+        require(last not in _OF_PROBABILITIES, f"{advice}, and {last} comes last: "
+                "is it output='probabilities'?")
+        if eta.numel() >= 64: # by chance: hardly
+            warnings.warn(f"{advice}: if they are, say output='probabilities'", stacklevel=5)
+
+
+# %% ../nbs/76_adapt.ipynb #3c1d90aa
+@contextmanager
+def _calls(module: nn.Module) -> Iterator[set[nn.Module]]:
+    "The parts of a module that are called within the block."
+    called, hooks = set(), []
+    for part in module.modules():
+        with suppress(Exception): # a compiled part may refuse
+            hooks.append(part.register_forward_pre_hook(lambda part, _: called.add(part)))
+    try: yield called
+    finally:
+        for hook in hooks: hook.remove()
+
+def _apart(module: nn.Module, own: set[nn.Module], others: set[nn.Module]) -> Iterator[nn.Module]:
+    "The largest parts that are called by one and have nothing that is called by the other."
+    if module in own and others.isdisjoint(module.modules()): yield module
+    else:
+        for child in module.children(): yield from _apart(child, own, others)
+
+def _separate(model: VAE, x: Float[Tensor, "2 C H W"], z: Float[Tensor, "2 Z"]) -> None:
+    "Let the decoder hold what it uses and the encoder does not, where both have one owner."
+    part = model.decoder.part
+    owner, of_encoder = getattr(part, "owner", None), set(model.encoder.parameters())
+    if owner is None or of_encoder.isdisjoint(owner.parameters()): return
+    with _calls(owner) as others: model.encoder(x, LogJoint(model, x))
+    with _calls(owner) as own: eta = model.decoder.rows(z)
+    modules = list(_apart(owner, own, others))
+    inside = {p for m in modules for p in m.parameters()}
+    learned = [p for p in owner.parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(eta.sum(), learned, allow_unused=True) if eta.requires_grad else []
+    weights = [p for p, slope in zip(learned, slopes) if slope is not None and p not in inside]
+    part.hold(modules, weights)
+    model.owner = owner
+
 
 # %% ../nbs/76_adapt.ipynb #1e37a65d
-def _try(model: VAE, z_dim: int, x_shape: tuple[int, ...]) -> None:
-    "One call of every part, or `InputError`; modes and global generators stay as they are."
+@contextmanager
+def _unmoved(module: nn.Module) -> Iterator[None]:
+    "Buffers, such as running moments, are after the block what they were before."
+    before = [(b, b.clone()) for b in module.buffers() if not nn.parameter.is_lazy(b)]
+    try: yield
+    finally:
+        with torch.no_grad():
+            for b, value in before: b.copy_(value)
+
+def _trial_images(likelihood: nn.Module, x_shape: tuple[int, ...], x: Tensor|None
+                 ) -> Float[Tensor, "2 C H W"]:
+    "Two of the images that were passed, else noise in [0, 1] that suits the likelihood."
+    if x is None:
+        noise = torch.rand((2, *x_shape), generator=torch.Generator().manual_seed(0))
+        return (noise < 0.5).float() if isinstance(likelihood, Bernoulli) else 0.05 + 0.9 * noise
+    return to_float(x[torch.arange(2) % len(x)], "floats" if x.is_floating_point() else "none")
+
+def _try(model: VAE, z_dim: int, x: Float[Tensor, "2 C H W"]) -> None:
+    "One call of every part, or `InputError`; modes, buffers and global generators stay as they are."
     like = model.decoder.latents
-    g = torch.Generator().manual_seed(0)
-    x = torch.bernoulli(torch.full((2, *x_shape), 0.5), generator=g).to(like.device)
-    z = torch.randn(8, z_dim, generator=g).to(like)
+    x, z = x.to(like.device), torch.randn(8, z_dim, generator=torch.Generator().manual_seed(0)).to(like)
     cuda = [like.device] if like.device.type == "cuda" else []
-    with torch.random.fork_rng(cuda), evaluating(model):
+    with torch.random.fork_rng(cuda), _unmoved(model), evaluating(model):
         q = _try_encoder(model, x, z_dim)
         _try_decoder(model.decoder, z)
         z, log_qz_x = _said("the posterior", q.rsample_and_log_prob, 3)
@@ -209,6 +317,8 @@ def _try(model: VAE, z_dim: int, x_shape: tuple[int, ...]) -> None:
         shapes = list(log_px_z.shape), list(log_qz_x.shape)
         require(shapes == ([3, 2], [3, 2]), f"log p(x|z) is {shapes[0]} and log q(z|x) {shapes[1]} for "
                 "3 samples of 2 images: both must be [3, 2]")
+        with torch.inference_mode(False), torch.enable_grad(): _separate(model, x.clone(), z[0].clone())
+
 
 # %% ../nbs/76_adapt.ipynb #e9160356
 def _whole(name: str, n: Any) -> int:
@@ -231,24 +341,33 @@ def adapt(encoder: Callable,      # x -> (mean, scale), a mapping, a torch.distr
           decoder: Callable,      # z, [N, Z] -> [N, C, H, W], [N, D] or a mapping with `reconstruction`
           likelihood: nn.Module,  # has log_px_z(eta, x), e.g. Bernoulli() or Gaussian(x_dim, init_scale=1.)
           z_dim: SupportsIndex,   # latent dimensions Z
-          x_shape: Sequence[SupportsIndex], # (C, H, W)
+          x_shape: Sequence[SupportsIndex]|None = None, # (C, H, W); None: that of x
           scale: str|None = None, # beside the mean of a pair: "log_var", "log_sigma", "var" or "sigma"
           output: str|None = None, # of the decoder under Bernoulli: "logits" or "probabilities"
           flat: bool = False,     # is the encoder handed [B, D] in the place of [B, C, H, W]?
-          module: nn.Module|None = None # whose weights are used, where encoder or decoder are functions
+          module: nn.Module|None = None, # whose weights are used, where encoder or decoder are functions
+          x: Tensor|np.ndarray|None = None # a few images for the trial, as `evaluate` takes them; None: noise
          ) -> VAE:                # holds the modules themselves, no copies
     """A VAE from elsewhere under the contract of this package, checked by one trial call.
     log σ² that is declared as log σ, or the reverse, cannot be detected: name `scale` with care.
     Under `copy.deepcopy` methods follow their module; a plain function keeps the original's weights."""
+    if x is not None:
+        x = torch.as_tensor(x)
+        check_pixels(x, "floats" if x.is_floating_point() else "none")
+        require(len(x) > 0, "x has no images: pass at least one, or leave it out")
+        x_shape = x.shape[1:] if x_shape is None else x_shape
+    require(x_shape is not None, "x_shape is missing: pass (C, H, W), or some images as x")
     z_dim, x_shape = _whole("z_dim", z_dim), tuple(_whole("a size in x_shape", n) for n in x_shape)
     require(len(x_shape) == 3, f"x_shape is {x_shape}: it must be (C, H, W), grey images with C = 1")
     if scale is not None: choose("scale", scale, _SCALES)
     likelihood = as_likelihood(likelihood)
     _check_output(output, likelihood)
-    x_dim = math.prod(x_shape) if isinstance(likelihood, (Bernoulli, Gaussian)) else None
+    fits = x is None or tuple(x.shape[1:]) == x_shape
+    require(fits, f"an image of x is {list(x.shape[1:]) if x is not None else []}, x_shape is {x_shape}")
+    a_pixel_each = isinstance(likelihood, (Bernoulli, Gaussian))
     if not isinstance(encoder, Encoder):
         encoder = _Encoder(_Part(encoder, _owner(encoder, "encoder", module)), scale, z_dim, flat)
     part = _Part(decoder, _owner(decoder, "decoder", module))
-    model = VAE(encoder, _Decoder(part, output, z_dim, x_dim), likelihood)
-    _try(model, z_dim, x_shape)
+    model = VAE(encoder, _Decoder(part, output, z_dim, x_shape, a_pixel_each), likelihood)
+    _try(model, z_dim, _trial_images(likelihood, x_shape, x))
     return model

@@ -124,7 +124,8 @@ def tensor_digest(tensors: dict[str, Tensor], # by name
 # %% ../nbs/06_files.ipynb #7a844e7c
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> None:
     "Write tensors and a JSON object as one safetensors file with a checksum."
-    tensors, text = {k: v.detach().contiguous() for k, v in tensors.items()}, json.dumps(about)
+    apart = dict(memory_format=torch.contiguous_format) # tied weights may share no memory in a file
+    tensors, text = {k: v.detach().clone(**apart) for k, v in tensors.items()}, json.dumps(about)
     head = json.dumps({"about": text, "sha256": tensor_digest(tensors, text)})
     write_atomically(path, lambda p: p.write_bytes(save(tensors, {"gpvae": head})))
 

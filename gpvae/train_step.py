@@ -122,6 +122,8 @@ def train_step(model: VAE, optimizer: torch.optim.Optimizer, x: Tensor,
         x, dreams = with_dreams(model, x, config)
         dreamed = model.objectives(dreams, beta, config.n_samples) if len(dreams) else None
         for objective, terms in model.objectives(x, beta, config.n_samples):
+            require(objective.requires_grad, "nothing that learns has a part in the bound: the decoder may "
+                    "use all that the encoder uses")
             weight_kl = model.weight_kl_per_image(n_train)
             optimizer.zero_grad(set_to_none=True)
             if dreamed is None: (-objective.mean() + weight_kl).backward()
@@ -147,8 +149,9 @@ def backward_with_dreams(model: VAE, objective: Float[Tensor, "B"], dreamed: Ite
                          weight_kl: Float[Tensor, ""], share: float) -> None:
     "The decoder's gradient from real images, the encoder's from both."
     (-objective.mean()).backward()
-    for p in model.encoder.parameters():
-        if p.grad is not None: p.grad.mul_(1 - share)
+    generative = {p for part in (model.decoder, model.likelihood) for p in part.parameters()}
+    for p in model.encoder.parameters(): # the two may have weights in common
+        if p.grad is not None and p not in generative: p.grad.mul_(1 - share)
     with frozen(model.decoder, model.likelihood): other, _ = next(dreamed)
     (-share * other.mean() + weight_kl).backward()
 

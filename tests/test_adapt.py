@@ -242,7 +242,8 @@ def test_a_wrong_encoder_is_refused_in_one_line(name):
 WRONG_DECODERS = {
     "nothing said": (lambda eta: eta, dict(output=None), "output='logits' or 'probabilities'"),
     "unknown": (lambda eta: eta, dict(output="logit"), "did you mean 'logits'"),
-    "other pixels": (lambda eta: eta[..., :7], {}, "returns 56 pixels per image.*x_shape has 64"),
+    "other pixels": (lambda eta: eta[..., :7], {},
+                     r"x_shape is \(1, 8, 8\): it must be \[8, 1, 8, 8\] or \[8, 64\]"),
     "logits called probabilities": (lambda eta: eta, dict(output="probabilities"), "is it output='logits'"),
     "probabilities called logits": (torch.sigmoid, {}, "is it output='probabilities'"),
     "other keys": (lambda eta: dict(x_hat=eta), {}, "returns x_hat: reconstruction is read"),
