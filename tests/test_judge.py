@@ -12,6 +12,18 @@ from gpvae.evaluation.iwae import evaluate
 from gpvae.inference.best_gaussian import Climb
 from gpvae.judge import Effort, find_faults, judge
 from gpvae.networks import mlp_trunk
+from gpvae.study.cli import main
+
+MODULE = """
+import torch
+from gpvae import AmortizedEncoder, Bernoulli, VAE, mlp_decoder, mlp_trunk
+
+
+def load_model():
+    torch.manual_seed(0)
+    encoder = AmortizedEncoder(mlp_trunk((1, 4, 4), (8,)), 8, 2)
+    return VAE(encoder, mlp_decoder(2, (1, 4, 4), (8,)), Bernoulli())
+"""
 
 EFFORT = Effort(k=20, gaps=10, likelihoods=20, samples=50, chunk=5, tolerance=1.)
 
@@ -125,3 +137,27 @@ def test_wrong_numbers_are_refused(values, message):
 def test_few_data_are_refused(model, x):
     with pytest.raises(InputError, match="test has 9 data"):
         judge(model, x[:9], bar=False)
+
+
+def test_the_command_judges_a_model_of_the_current_folder(x, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_vae.py").write_text(MODULE)
+    np.savez(tmp_path / "data.npz", x_test=x.numpy()[:12], labels=np.arange(12))
+    effort = "--k 20 --gaps 5 --likelihoods 12 --quiet".split()
+    assert main(["judge", "own_vae:load_model", "data.npz", *effort]) == 0
+    printed = capsys.readouterr().out
+    assert "gap: amortization" in printed and printed.strip().endswith(str(tmp_path / "judge.html"))
+    assert (tmp_path / "judge.html").stat().st_size > 10_000
+    np.savez(tmp_path / "other.npz", images=x.numpy())
+    (tmp_path / "text.npz").write_text("no arrays")
+    for model, data, message in (
+        ("own_vae", "data.npz", "not MODULE:FUNCTION"),
+        ("own_vae:nothing", "data.npz", "no attribute"),
+        ("nowhere:f", "data.npz", "No module named"),
+        ("own_vae:load_model", "none.npz", "No such file"),
+        ("own_vae:load_model", "other.npz", "has no x_test"),
+        ("own_vae:load_model", "text.npz", "no .npz"),
+    ):
+        assert main(["judge", model, data]) == 2
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command `gpvae`: run, refit, plan, reproduce, gap and snakefile.
+"""The command `gpvae`: run, refit, plan, reproduce, gap, snakefile and judge.
 
 Nothing heavy is imported before the arguments are read, so that `--help` answers at once."""
 import argparse
@@ -79,6 +79,15 @@ def make_parser() -> Parser:
                                 ("temperatures", "steps of the annealing", 50), ("chains", "of the annealing", 8)):
         gap.option(name, text, default)
     add(snakefile_path)
+    judge = add(judge_model)
+    judge.add_argument("model", metavar="MODULE:FUNCTION", help="a function without arguments that returns the model")
+    judge.add_argument("data", help="an .npz with x_test and perhaps x_train, [N, ...]")
+    judge.option("write", "the page", "judge.html")
+    judge.option("path", "folder that keeps what is done, so that a killed call continues")
+    for name, text, default in (("k", "importance samples of IWAE", 100), ("gaps", "data whose gaps are measured", 100),
+                                ("likelihoods", "data whose log p(x) is estimated", 1000)):
+        judge.option(name, text, default)
+    judge.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
@@ -194,6 +203,36 @@ def gap_page(args: argparse.Namespace) -> int:
 def snakefile_path(args: argparse.Namespace) -> int:
     "Print the path of a Snakemake workflow that makes a study on a cluster, one run a job."
     print(Path(__file__).with_name("Snakefile"))
+    return 0
+
+
+def judge_model(args: argparse.Namespace) -> int:
+    "Say how good the inference of a model of your own is, what it fails on and what would help."
+    import importlib
+    import zipfile
+
+    from gpvae.checks import InputError, require
+    module, _, function = args.model.partition(":")
+    require(bool(module and function), f"{args.model} is not MODULE:FUNCTION, such as train:load_model")
+    sys.path.insert(0, os.getcwd())  # where the user's module lies
+    try:
+        load_model = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as e:
+        raise InputError(f"{args.model}: {e}") from e
+    import numpy as np
+    import torch
+
+    from gpvae.judge import Effort, judge
+    try:
+        with np.load(args.data) as arrays:
+            data = {name: torch.from_numpy(arrays[name]) for name in ("x_test", "x_train") if name in arrays}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as e:
+        raise InputError(f"{args.data} is no .npz of numbers ({e})") from e
+    require("x_test" in data, f"{args.data} has no x_test: save it by np.savez(path, x_test=..., x_train=...)")
+    effort = Effort(k=args.k, gaps=args.gaps, likelihoods=args.likelihoods)
+    report = judge(load_model(), data["x_test"], data.get("x_train"), effort=effort, path=args.path,
+                   bar=not args.quiet)
+    print(report, report.table.round(2).to_string(), report.to_html(args.write).absolute(), sep="\n")
     return 0
 
 
