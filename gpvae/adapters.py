@@ -346,6 +346,7 @@ def adapt(encoder: Callable,      # x -> (mean, scale), a mapping, a torch.distr
           output: str|None = None, # of the decoder under Bernoulli: "logits" or "probabilities"
           flat: bool = False,     # is the encoder handed [B, D] in the place of [B, C, H, W]?
           module: nn.Module|None = None, # whose weights are used, where encoder or decoder are functions
+          prior: Any = None,      # p(z): a Distribution or a module, see `as_prior`; None: N(0, I)
           x: Tensor|np.ndarray|None = None # a few images for the trial, as `evaluate` takes them; None: noise
          ) -> VAE:                # holds the modules themselves, no copies
     """A VAE from elsewhere under the contract of this package, checked by one trial call.
@@ -368,6 +369,6 @@ def adapt(encoder: Callable,      # x -> (mean, scale), a mapping, a torch.distr
     if not isinstance(encoder, Encoder):
         encoder = _Encoder(_Part(encoder, _owner(encoder, "encoder", module)), scale, z_dim, flat)
     part = _Part(decoder, _owner(decoder, "decoder", module))
-    model = VAE(encoder, _Decoder(part, output, z_dim, x_shape, a_pixel_each), likelihood)
+    model = VAE(encoder, _Decoder(part, output, z_dim, x_shape, a_pixel_each), likelihood, prior=prior)
     _try(model, z_dim, _trial_images(likelihood, x_shape, x))
     return model

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .checks import choose
-from .posteriors import randn
 from .vae import VAE, evaluating
 
 # %% ../nbs/58_dreams.ipynb #a72c78cb
@@ -26,8 +25,7 @@ def sample_images(model: VAE,
     "Images drawn from the model, with noise from torch's global generator."
     n_prior = {"prior": n, "posterior": 0, "both": n // 2}[choose("source of dreams", source, SOURCES)]
     seen = x[torch.arange(n - n_prior, device=x.device) % len(x)]
-    like = model.new_latents(0)
     with evaluating(model, gradients=True):
-        z = [randn((n_prior, model.z_dim), like)]
+        z = [model.prior.sample(n_prior, model.new_latents(0, model.z_dim))]
         if len(seen): z.append(model.posterior(seen).rsample_and_log_prob(1)[0][0])
         return model.draw(torch.cat(z), x.shape[1:]).to(x.dtype)

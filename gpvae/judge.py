@@ -64,12 +64,12 @@ def latent_summary(model: VAE,
     with evaluating(model):
         for part in x.split(batch_size):
             q = model.posterior(to_float(part, binarisation))
-            z, _, kl = q.rsample_and_kl(10, generator)
+            z, _, kl = model.sample_and_kl(q, 10, generator)
             kls.append(kl)
             means.append(q.mean)
             draws.append(z[0])
             posteriors.append(q)
-            if isinstance(q, DiagonalGaussian):
+            if isinstance(q, DiagonalGaussian) and model.prior.standard:
                 by_latent.append(0.5 * (q.mu.square() + torch.exp(2 * q.log_sigma) - 1) - q.log_sigma)
         information = mutual_information(posteriors, torch.cat(draws)[:INFORMATION], INFORMATION)
     kl, mean = torch.cat(kls), torch.cat(means)

@@ -142,17 +142,17 @@ def with_dreams(model: VAE, x: Tensor, config: TrainConfig) -> tuple[Tensor, Ten
     n = round(len(x) * config.dreams / (1 - config.dreams))
     if not n: return x, x[:0]
     dreams = sample_images(model, n, x, config.dream_source)
-    generative = has_trainable_parameters(model.decoder) or has_trainable_parameters(model.likelihood)
+    generative = any(map(has_trainable_parameters, model.generative_parts))
     return (x, dreams) if generative else (torch.cat([x, dreams]), x[:0])
 
 def backward_with_dreams(model: VAE, objective: Float[Tensor, "B"], dreamed: Iterator,
                          weight_kl: Float[Tensor, ""], share: float) -> None:
     "The decoder's gradient from real images, the encoder's from both."
     (-objective.mean()).backward()
-    generative = {p for part in (model.decoder, model.likelihood) for p in part.parameters()}
+    generative = {p for part in model.generative_parts for p in part.parameters()}
     for p in model.encoder.parameters(): # the two may have weights in common
         if p.grad is not None and p not in generative: p.grad.mul_(1 - share)
-    with frozen(model.decoder, model.likelihood): other, _ = next(dreamed)
+    with frozen(*model.generative_parts): other, _ = next(dreamed)
     (-share * other.mean() + weight_kl).backward()
 
 # %% ../nbs/61_train_step.ipynb #4409e5f1

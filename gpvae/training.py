@@ -310,5 +310,5 @@ def refit(model: VAE,            # trained; its encoder learns, decoder and like
           **more                 # path, key, bar, label, position of `train`
          ) -> Trainer:           # the model has the encoder of the best epoch
     "Train the encoder alone, resuming where a killed call stopped."
-    with frozen(model.decoder, model.likelihood):
+    with frozen(*model.generative_parts):
         return train(model, x_train, x_valid, binarisation, config, **more)

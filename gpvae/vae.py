@@ -10,14 +10,15 @@ __all__ = ['DRAWN_ROWS', 'Encoder', 'Wrapper', 'ElboTerms', 'value_and_vjp', 'Lo
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from .checks import InputError, require
 from .likelihoods import Likelihood
 from .pixels import check_pixels, is_binary
-from .posteriors import DiagonalGaussian, Posterior, log_normal
+from .posteriors import DiagonalGaussian, Posterior
+from .priors import Prior, StandardNormal, as_prior
 
 # %% ../nbs/30_vae.ipynb #81546ae8
 class Encoder(nn.Module, ABC):
@@ -62,6 +63,9 @@ class Encoder(nn.Module, ABC):
         "What a training step maximises, with the terms of the bound; a step of the optimiser follows each."
         terms = model.terms(x, n_samples)
         yield terms.elbo(beta), terms
+
+    def check_prior(self, prior: Prior) -> None:
+        "Raise `InputError` for a prior that this encoder cannot work with."
 
     def check_decoder(self, decoder: nn.Module) -> None:
         "Raise `InputError` for a decoder that this encoder cannot work with."
@@ -137,7 +141,7 @@ class LogJoint(NamedTuple):
 
     def gradient(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
         "Its gradient in z, each sample's own."
-        return self.model.log_px_z_and_gradient(self.x, z, value=False)[1] - z
+        return self.model.log_px_z_and_gradient(self.x, z, value=False)[1] + self.model.prior.gradient(z)
 
     def bound(self, q: Posterior,                    # a Gaussian, diagonal or full
               eps: Float[Tensor, "S #B Z"],          # standard normal noise
@@ -146,15 +150,20 @@ class LogJoint(NamedTuple):
         "The ELBO of each image under given noise."
         z = q.at(eps)
         if held is not None: return (self(z) - held.log_prob(z)).mean(0)
-        return self.model.log_px_z(self.x, z).mean(0) - q.kl()
+        kl = self.model.prior.kl(q)
+        if kl is None: return (self(z) - q.log_prob(z)).mean(0)
+        return self.model.log_px_z(self.x, z).mean(0) - kl
 
 # %% ../nbs/30_vae.ipynb #33fd171b
+_STANDARD = StandardNormal()
+
 class VAE(nn.Module):
-    "Encoder, decoder and likelihood."
+    "Encoder, decoder, likelihood and prior."
     def __init__(self, encoder: Encoder,      # x, log_joint -> Posterior
                  decoder: nn.Module,          # [..., Z] -> [..., D]
                  likelihood: Likelihood,      # log p(x|z) of what the decoder returns
-                 z_dim: int|None = None):     # latent dimensions; None: of the decoder's first weight
+                 z_dim: int|None = None,      # latent dimensions; None: of the decoder's first weight
+                 prior: Any = None):          # p(z), see `as_prior`; None: N(0, I)
         super().__init__()
         self._z_dim = z_dim
         known = isinstance(encoder, Encoder)
@@ -165,6 +174,23 @@ class VAE(nn.Module):
                 "or pass a module with log_px_z(eta, x) through gpvae.likelihoods.as_likelihood")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         encoder.check_decoder(decoder)
+        if prior is not None: self.own_prior = as_prior(prior, self.z_dim)
+        encoder.check_prior(self.prior)
+
+    @property
+    def prior(self) -> Prior:
+        "p(z)."
+        return getattr(self, "own_prior", _STANDARD)
+
+    @property
+    def generative_parts(self) -> list[nn.Module]:
+        "All modules but the encoder."
+        return [part for part in (self.decoder, self.likelihood, self.prior) if isinstance(part, nn.Module)]
+
+    def with_encoder(self, encoder: Encoder) -> "VAE":
+        "The same model with another encoder."
+        prior = None if self.prior.standard else self.prior
+        return VAE(encoder, self.decoder, self.likelihood, self.z_dim, prior)
 
     def log_px_z(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         "log p(x|z), nats."
@@ -180,7 +206,7 @@ class VAE(nn.Module):
 
     def log_joint(self, x: Tensor, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B"]:
         "log p(x, z), nats."
-        return self.log_px_z(x, z) + log_normal(z)
+        return self.log_px_z(x, z) + self.prior.log_prob(z)
 
     def posterior(self, x: Tensor, validation: bool = False # by the encoder that chooses the best epoch
                  ) -> Posterior:
@@ -226,10 +252,21 @@ class VAE(nn.Module):
         with suppress(Exception), evaluating(self):
             return self.decoder(self.new_latents(1, self.z_dim)).shape[-1]
 
+    def sample_and_kl(self, q: Posterior, n_samples: int = 1, generator: torch.Generator|None = None
+                     ) -> tuple[Float[Tensor, "S B Z"], Float[Tensor, "S B"]|None, Float[Tensor, "B"]]:
+        "Samples, their weights (None: equal ones), and the KL to the prior, exact or estimated from them."
+        if self.prior.standard: return q.rsample_and_kl(n_samples, generator)
+        z, weight, to_normal = q.rsample_and_kl(n_samples, generator)
+        kl = self.prior.kl(q)
+        if kl is not None: return z, weight, kl
+        if q.kl() is not None: return z, weight, (q.log_prob(z) - self.prior.log_prob(z)).mean(0)
+        rest = _STANDARD.log_prob(z) - self.prior.log_prob(z) # beside an estimate with less noise
+        return z, weight, to_normal + (rest.mean(0) if weight is None else (weight * rest).sum(0))
+
     def terms_of(self, q: Posterior, x: Tensor, n_samples: int = 1,
                  generator: torch.Generator|None = None) -> ElboTerms:
         "Both terms of the bound under a posterior."
-        z, weight, kl = q.rsample_and_kl(n_samples, generator)
+        z, weight, kl = self.sample_and_kl(q, n_samples, generator)
         log_px_z = self.log_px_z(x, z)
         return ElboTerms(log_px_z.mean(0) if weight is None else (weight * log_px_z).sum(0), kl)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from ..checks import require
 from ..posteriors import FullGaussian
+from ..priors import Prior
 from ..vae import Encoder, LogJoint
 
 # %% ../../nbs/56_laplace.ipynb #e7134d55
@@ -124,6 +125,10 @@ class LaplaceEncoder(Encoder):
     def check_decoder(self, decoder: nn.Module) -> None:
         "Raise `InputError` for a decoder with other layers than Linear and ReLU."
         _layers_of(decoder)
+
+    def check_prior(self, prior: Prior) -> None:
+        "Raise `InputError` for another prior than N(0, I)."
+        require(prior.standard, "vlae linearises around a prior N(0, I), and this model has another")
 
     def forward(self, x: Tensor, log_joint: LogJoint) -> FullGaussian:
         layers, mu = _layers_of(log_joint.model.decoder), self.b(self.trunk(x))

@@ -54,7 +54,7 @@ def _bound_at(model: VAE, x: Tensor, binarisation: str, samples: int) -> float: 
 def _with_step(model: VAE, factor: float, steps: int) -> VAE:
     "The model with its steps, training or not as it was."
     encoder = NaturalStep(model.encoder, factor, steps)
-    wrapped = VAE(encoder, model.decoder, model.likelihood, model.z_dim)
+    wrapped = model.with_encoder(encoder)
     wrapped.training = encoder.training = model.training
     return wrapped
 

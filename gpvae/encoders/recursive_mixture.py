@@ -34,8 +34,10 @@ def _component_objective(encoder: "RecursiveMixtureEncoder", model: VAE, x: Tens
                         ) -> Float[Tensor, "B"]:  # nats
     "J_m of each image."
     z, log_qz_x = q.rsample_and_log_prob(n_samples)
-    with frozen(model.decoder, model.likelihood, evaluation=False):
-        own = model.log_px_z(x, z).mean(0) - beta * q.kl()
+    with frozen(*model.generative_parts, evaluation=False):
+        kl = model.prior.kl(q)
+        if kl is None: kl = (log_qz_x - model.prior.log_prob(z)).mean(0)
+        own = model.log_px_z(x, z).mean(0) - beta * kl
     if Q is None: return own
     divergence = (log_qz_x - Q.log_prob(z)).mean(0)
     return own + encoder.eta * beta * divergence.clamp(max=encoder.C)

@@ -27,7 +27,7 @@ from ..files import read_tensors, tensor_digest, write_tensors
 from .iwae import default_rows, ess, iwae
 from ..inference.gauss_newton import gauss_newton
 from ..inference.best_gaussian import Climb, best_gaussian, start_of
-from ..posteriors import DiagonalGaussian, FullGaussian, Posterior, log_normal
+from ..posteriors import DiagonalGaussian, FullGaussian, Posterior
 from ..encoders.natural_step import STEP_FACTOR, gradient_at_mean
 from ..training import epoch_seed
 from ..vae import VAE, LogJoint, binarisation_of, evaluating, frozen, value_and_vjp
@@ -124,11 +124,11 @@ def state_at(model: VAE, x: Tensor,
             ) -> State:
     "One evaluation of the decoder."
     log_px_z, grad = model.log_px_z_and_gradient(x, z, value)
-    log_pz = log_normal(z)
-    if q0 is None: return State(z, log_pz, log_px_z, -z, grad)
+    log_pz, grad_pz = model.prior.log_prob(z).detach(), model.prior.gradient(z)
+    if q0 is None: return State(z, log_pz, log_px_z, grad_pz, grad)
     log_q0, grad_q0 = value_and_vjp(q0.log_prob, z, what="log q(z|x)")
     delta = log_px_z + log_pz - log_q0 if value else None
-    return State(z, log_q0, delta, grad_q0, grad - z - grad_q0)
+    return State(z, log_q0, delta, grad_q0, grad + grad_pz - grad_q0)
 
 # %% ../../nbs/71_ais.ipynb #4a88a18f
 def leapfrog(at: Callable,                   # z, value -> State
@@ -230,8 +230,10 @@ class Bridge(NamedTuple):
 
     def start(self, S: int, generators: list[torch.Generator]) -> State:
         "Chains at samples of q0."
-        shape, w = (S, len(self.x), self.model.z_dim), self.like
-        if self.q0 is None: return self.at(_draw_each(torch.randn, shape, generators, w))
+        w = self.like
+        if self.q0 is None: # drawn on the CPU, whose noise is the same on every machine
+            prior, like = self.model.prior, torch.empty(0, self.model.z_dim, dtype=w.dtype)
+            return self.at(torch.stack([prior.sample(S, like, g) for g in generators], 1).to(w.device))
         common = torch.Generator(w.device).manual_seed(int(self.seed))
         with _PerImageNoise(generators, w): z, _ = self.q0.rsample_and_log_prob(S, common)
         return self.at(z.detach())
@@ -456,7 +458,7 @@ def simulate(model: VAE, n: int,
             ) -> tuple[Float[Tensor, "N C H W"], Float[Tensor, "N Z"]]:
     "Images from the model, and the latents that made them: z is an exact sample of p(z|x)."
     g = torch.Generator(model.device).manual_seed(int(seed))
-    z = torch.randn(n, model.z_dim, dtype=model.new_latents(0).dtype, device=model.device, generator=g)
+    z = model.prior.sample(n, model.new_latents(0, model.z_dim), g)
     return model.draw(z, x_shape, g), z
 
 # %% ../../nbs/71_ais.ipynb #c2618c4b

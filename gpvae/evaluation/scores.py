@@ -30,7 +30,9 @@ def free_scores(model: VAE,
     gaussian = isinstance(q, DiagonalGaussian)
     require(gaussian, f"free scores need a diagonal Gaussian posterior, not {type(q).__name__}")
     entropy = q.log_sigma.sum(-1) + 0.5 * q.mu.shape[-1] * (1 + math.log(2 * math.pi))
-    found = {"entropy": entropy, "reconstruction": -model.log_px_z(x, q.mu[None])[0], "kl": q.kl()}
+    kl = model.prior.kl(q)
+    if kl is None: kl = model.sample_and_kl(q, 100, torch.Generator(x.device).manual_seed(0))[2]
+    found = {"entropy": entropy, "reconstruction": -model.log_px_z(x, q.mu[None])[0], "kl": kl}
     phi = model.encoder.phi(x)
     return found if phi is None else found | {"feature_norm": phi.norm(dim=-1)}
 

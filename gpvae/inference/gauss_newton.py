@@ -23,7 +23,8 @@ def _local(log_joint: LogJoint, z: Float[Tensor, "B Z"]
     eta, J = torch.func.vmap(along, out_dims=(None, 1))(eye) # [B, D], [B, Z, D]
     score = model.likelihood.score(eta, log_joint.x.flatten(1))
     curved = J * model.likelihood.curvature(eta)[:, None]
-    return (J @ score[..., None])[..., 0] - z, eye + curved @ J.mT
+    prior = model.prior
+    return (J @ score[..., None])[..., 0] + prior.gradient(z), prior.precision(z) + curved @ J.mT
 
 # %% ../../nbs/35_gauss_newton.ipynb #b9b8e764
 _SEED = 231204617 # of the samples; not a seed of any evaluation
