@@ -15,13 +15,14 @@ def checked(annotated):
     "The check of a call; jaxtyping has one for the arguments, and one for arguments and result."
     if not inspect.isfunction(annotated):
         return beartyped(annotated)
-    check, name = beartyped(annotated), (annotated.__module__, annotated.__qualname__)
+    name = annotated.__module__, annotated.__qualname__
+    check = functools.cache(lambda: beartyped(annotated)) # made at the first call: most functions have none
     @functools.wraps(annotated)
     def counted(*args, **kwargs):
         calls[name] += 1
         if calls[name] == 2 * CALLS:
             trust(*name)
-        return check(*args, **kwargs)
+        return check()(*args, **kwargs)
     return counted
 
 def trust(module, qualname):

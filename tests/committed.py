@@ -11,14 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
 def committed(root: Path, *more: str) -> list[str]:  # paths below root
     "Files that git knows, as they are in the working tree."
     listed = subprocess.run(["git", "-C", root, "ls-files", "-z", *more], capture_output=True, text=True)
     if listed.returncode:
         sys.exit(f"{root} is no git checkout: what is committed cannot be told")
     return [name for name in listed.stdout.split("\0") if name and (root / name).exists()]
-
 
 def main(words: list[str]) -> int:  # exit status
     "Run Python in the copy."
@@ -36,7 +34,6 @@ def main(words: list[str]) -> int:  # exit status
             print(f"{ROOT} lies in a hidden folder: nbdev sees no notebooks there, in the copy it does")
         return subprocess.run([sys.executable, *words], cwd=copy,
                               env=os.environ | {"PYTHONPATH": str(copy)}).returncode
-
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -28,30 +28,24 @@ REMOTE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)\s*=\s*[\"
 TEXT = {".py", ".md", ".ipynb", ".yml", ".toml", ".cff", ".ini", ".txt", ".csv", ".json", ".mplstyle", ".css",
         ".scss", ".html", ".svg", ""}
 
-
 # One page: a notebook as JSON.
 
 def read(path):
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
-
 def cells(nb, kind):
     return [(i, source(c), c) for i, c in enumerate(nb["cells"]) if c["cell_type"] == kind]
-
 
 def prose(text):
     "Markdown without its fenced code; `{=html}` is no code."
     return re.sub(r"^(```+|~~~+)(?!\{=html\}).*?^\1\s*$", "", text, flags=re.M | re.S)
 
-
 def words(text):
     "The same without code in the line."
     return re.sub(r"`[^`\n]*`(?!\])", "", prose(text))
 
-
 def outputs(nb):
     return [(i, o) for i, _, c in cells(nb, "code") for o in c.get("outputs", [])]
-
 
 def texts(nb, *kinds):
     "(cell, text) of the Markdown cells and of the outputs that a page shows as text."
@@ -59,10 +53,8 @@ def texts(nb, *kinds):
              for kind in kinds if kind in o.get("data", {})]
     return [(i, text) for i, text, _ in cells(nb, "markdown")] + shown
 
-
 def everything(nb):
     return texts(nb, "text/markdown", "text/html")
-
 
 def parsed(text):
     "The statements of a cell; none where it is no Python."
@@ -70,7 +62,6 @@ def parsed(text):
         return ast.parse(re.sub(r"^\s*[%!].*$", "", text, flags=re.M)).body
     except SyntaxError:
         return []
-
 
 def heading(nb):
     "nbdev makes the first cell the title and drops what else stands in it."
@@ -81,13 +72,11 @@ def heading(nb):
     lost = [line for line in lines[1:] if not re.match(r">\s|-\s.*:", line)]
     return [f"the site drops this line of the title cell: {lost[0][:60]!r}"] if lost else []
 
-
 def mixed_cells(nb):
     "nbdev runs the cells with imports to document a page, and skips the others: what they define is missing."
     if nb["cells"] and any("hide-input" in c.get("metadata", {}).get("tags", []) for c in nb["cells"]):
         return []  # a page of results exports nothing
     return [f"cell {i} mixes imports with other code" for i, text, _ in cells(nb, "code") if mixed(text)]
-
 
 def mixed(text):
     """Whether code stands beside imports; those inside functions count where the cell is not exported, as for
@@ -96,25 +85,21 @@ def mixed(text):
     deep = top if EXPORTED.search(text) else [n for s in top for n in ast.walk(s)]
     return any(isinstance(n, imports) for n in deep) and not all(isinstance(n, imports) for n in top)
 
-
 def raw_references(nb):
     "Quarto resolves no reference in source: signatures, comments and docstrings show it as it stands."
     return [f"cell {i} exports the raw reference @{name}: name the equation in words" for i, text, _
             in cells(nb, "code") if EXPORTED.search(text) for name in sorted(set(REFERRED.findall(text)))]
-
 
 def raw_boxes(nb):
     "JupyterLab shows `:::` as it stands."
     return [f"cell {i} has a `:::` box: use a blockquote with a bold lead"
             for i, text, _ in cells(nb, "markdown") if re.search(r"^\s*:::", prose(text), re.M)]
 
-
 def bad_outputs(nb):
     errors = [f"cell {i} holds an error: {o.get('ename')}"
               for i, o in outputs(nb) if o["output_type"] == "error"]
     return errors + [f"cell {i} wrote to stderr: {''.join(o['text']).strip()[:80]!r}"
                      for i, o in outputs(nb) if o.get("name") == "stderr"]
-
 
 def remote(nb):
     "The site loads nothing from another host: no script, style, image, widget."
@@ -123,7 +108,6 @@ def remote(nb):
             for i, text in everything(nb) if (hit := REMOTE.search(words(text)))] + \
            [f"cell {i} has an output of {kind}, which needs scripts of a remote host"
             for i, o in outputs(nb) for kind in sorted(widgets & set(o.get("data", {})))]
-
 
 def silent_figures(nb):
     """Every picture has a text for those who do not see it: `#| fig-alt:` in its cell, a list of them for
@@ -144,7 +128,6 @@ def silent_figures(nb):
     return faults + [f"cell {i} shows an image without alt text: {hit[:60]}"
                      for i, text in everything(nb) for hit in silent.findall(words(text))]
 
-
 def template(nb):
     "papermill writes over the defaults of the one cell tagged `parameters`."
     tagged = [c for _, _, c in cells(nb, "code") if "parameters" in c.get("metadata", {}).get("tags", [])]
@@ -152,22 +135,18 @@ def template(nb):
     return [f"{len(tagged)} cells are tagged `parameters`, not one"] * (len(tagged) != 1) + \
            ["the front matter lacks `skip_exec: true`"] * (not re.search(r"^skip_exec:\s*true", front, re.M))
 
-
 def exporting(nb):
     "A page of results that exports would overwrite a module."
     return [f"cell {i} has an exporting directive"
             for i, text, _ in cells(nb, "code") if EXPORTED.search(text)]
 
-
 PAGE = (heading, mixed_cells, raw_references, bad_outputs, remote, silent_figures)
-
 
 def check_page(path, is_template=False, is_result=False):
     "All faults of one notebook as it stands in nbs/."
     generated = is_template or is_result
     checks = [*PAGE, *[template] * is_template, exporting if generated else raw_boxes]
     return [fault for nb in [read(path)] for check in checks for fault in check(nb)]
-
 
 # One page as nbdev hands it to Quarto.
 
@@ -180,11 +159,9 @@ def references(nb):
     return [f"@{name} has no definition on this page" for name in sorted(used - set(labels))] + \
            [f"{{#{name}}} is defined {n} times" for name, n in sorted(Counter(labels).items()) if n > 1]
 
-
 def headings(nb):
     text = "\n".join(prose(t) for _, t in texts(nb, "text/markdown"))
     return re.findall(r"^#{1,6}\s+(.*?)\s*$", text, flags=re.M)
-
 
 def collisions(nb):
     """Anchors know no case: a class, a function and a heading of one spelling share theirs, and links lead to
@@ -195,7 +172,6 @@ def collisions(nb):
     return [f"{n} headings share the anchor #{anchor}"
             for anchor, n in Counter(map(slug, headings(nb))).items() if n > 1 and anchor in documented]
 
-
 def undocumented(nb):
     "What a page documents has a docstring."
     shown = [(i, "".join(o.get("data", {}).get("text/markdown", ""))) for i, o in outputs(nb)
@@ -204,14 +180,11 @@ def undocumented(nb):
             for name in re.findall(r"^### ([\w.]+)$", text, flags=re.M)
             if not re.search(r"^\*[^*\s]", text, re.M)]
 
-
 PROCESSED = (bad_outputs, references, collisions, undocumented)
-
 
 def check_processed(path):
     "All faults of one notebook as nbdev hands it to Quarto."
     return [fault for nb in [read(path)] for check in PROCESSED for fault in check(nb)]
-
 
 def anchors(nb):
     "The places of a processed page that a link can name: headings, by pandoc's rule, and whatever has an id."
@@ -220,7 +193,6 @@ def anchors(nb):
     ids = re.findall(r"\{#([\w.:-]+)|\bid=[\"']([^\"']+)", text) + labels
     return {slug(h) for h in headings(nb)} | {a or b for a, b in ids}
 
-
 def slug(heading):
     "pandoc's identifier of a heading."
     text = re.sub(r"\s*\{[^}]*\}\s*$", "", heading)
@@ -228,14 +200,12 @@ def slug(heading):
     text = re.sub(r"[^\w\s.-]", "", text).strip().lower()
     return re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", text)) or "section"
 
-
 # The site: which pages, in which order, under which names.
 
 def rendered(config, pages):
     "The pages that Quarto renders: all but those that the configuration names, `!/` before each."
     left_out = {p.removeprefix("!/") for p in config["project"].get("render", [])}
     return [p for p in pages if p not in left_out]
-
 
 def entries(contents):
     "The targets of a sidebar, top to bottom."
@@ -245,7 +215,6 @@ def entries(contents):
         else:
             yield from filter(None, [item.get("href")])
             yield from entries(item.get("contents", []))
-
 
 def check_sidebar(config, pages):
     """Every target is a page that is rendered, every rendered page is reached, and Quarto's patterns mean
@@ -259,7 +228,6 @@ def check_sidebar(config, pages):
                for p in patterns if re.match(r"!(?!/)", p)]
             + [f"{p}: not in the sidebar, nor left out by `!/{p}`" for p in shown if p not in named])
 
-
 def check_names(nbs, pages):
     "nbdev drops the number of a page: two pages must not become one file, nor have one title."
     faults = []
@@ -270,10 +238,8 @@ def check_names(nbs, pages):
         faults += [f"{', '.join(same)}: all {kind} {name}" for name, same in groups.items() if len(same) > 1]
     return faults
 
-
 def heading_of(nb):
     return next((text.splitlines()[0] for _, text, _ in cells(nb, "markdown") if text.strip()), "")
-
 
 def check_config(config, nbs):
     "The site loads nothing from another host."
@@ -287,13 +253,11 @@ def check_config(config, nbs):
             + ["_quarto.yml: without `html-math-method: mathml` MathJax is remote"]
             * (html.get("html-math-method") != "mathml"))
 
-
 def links(path):
     "(target, anchor) of every link of a page to another file of the project."
     for _, text in everything(read(path)):
         for a, b, c, d in LINK.findall(words(text)):
             yield a or c, (b or d).removeprefix("#")
-
 
 def resolved(target, here):
     "The path of a link's target from the top of the site; it begins with `..` where it leads out."
@@ -304,7 +268,6 @@ def resolved(target, here):
         elif part != ".":
             parts.append(part)
     return "/".join(parts)
-
 
 def check_links(nbs, path, places, files=()):
     """Links from one page to another, nbdev's own among them, lead to a page of the site and to a place
@@ -321,7 +284,6 @@ def check_links(nbs, path, places, files=()):
             faults.append(f"a link leads nowhere: {target}")
     return faults
 
-
 # The tree.
 
 def tracked(root):
@@ -333,13 +295,11 @@ def tracked(root):
         return [n for n in names if not re.search(r"(^|/)(\.\w|_proc|__pycache__)", n)]
     return [f for f in listed.stdout.splitlines() if (root / f).is_file()]
 
-
 def machine_paths(root):
     "Folders that only exist here: homes, the kernel's files, and where this checkout lies."
     own = {str(p) + "/" for p in (root.resolve(), root.resolve().parent)} - {"/", tempfile.gettempdir() + "/"}
     return re.compile(r"(?<![\w.$}])(?:/(?:root|home)/|/tmp/ipyker[n]el|"
                       + "|".join(map(re.escape, sorted(own))) + ")")
-
 
 def check_files(root, names):
     faults, pattern = [], machine_paths(root)
@@ -352,7 +312,6 @@ def check_files(root, names):
         ):
             faults.append(f"{name}: a path of this machine: {hit[0]}")
     return faults
-
 
 def check_api(root):
     "The index of names is what the package exports now: its page is executed again and compared."
@@ -367,7 +326,6 @@ def check_api(root):
     now = "".join("".join(o["data"]["text/markdown"]) for o in made if "text/markdown" in o.get("data", {}))
     return ([] if kept.strip() == now.strip()
             else ["api.ipynb: its table is not what the package exports: execute the page"])
-
 
 def check(root, proc=make_site.process):
     "All faults of a checkout."
@@ -392,13 +350,11 @@ def check(root, proc=make_site.process):
     print(f"{len(pages)} pages, {len(files)} files checked")
     return faults + [f"{p}: nbdev did not process it" for p in shown if p not in there]
 
-
 def main(args):
     root = Path(__file__).resolve().parent.parent
     faults = check_page(args[1], is_result=True) if args[:1] == ["--page"] else check(root)
     if faults:
         sys.exit("\n".join(dict.fromkeys(faults)))
-
 
 if __name__ == "__main__":
     main(sys.argv[1:])

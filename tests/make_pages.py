@@ -16,7 +16,6 @@ from gpvae.study.studies import preset_studies
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "results"
 
-
 def main(names: list[str]) -> None:
     "Render pages of likelihoods, pages of gaps where gaps were measured, and the page of the claims."
     store, studies = Store(RESULTS), preset_studies() | {"claims": claims_study}
@@ -30,7 +29,6 @@ def main(names: list[str]) -> None:
                 page = render(study, store, template=template)
                 page.unlink()  # the site has the notebook alone
                 print(page.with_suffix(".ipynb").relative_to(RESULTS.parent.parent), flush=True)
-
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -27,11 +27,9 @@ CODE_BLOCK = re.compile(r'<code class="sourceCode python">(.*?)</code>', re.S)
 CODE_LINE = re.compile(r'<span id="cb[\w-]+">(.*?)</span>\n?(?=<span id="cb|$)', re.S)
 NO_QUARTO = "make site needs Quarto 1.7 or newer on PATH: see https://quarto.org/docs/get-started/"
 
-
 def source(cell):
     "The text of a cell, however the file stores it."
     return "".join(cell.get("source") or "")
-
 
 def process(root=ROOT):
     """What Quarto is handed, in _proc. nbdev's own commands would install Quarto, so its parts are called
@@ -51,11 +49,9 @@ def process(root=ROOT):
         finish_file(page, root / "nbs" / page.relative_to(proc), page.relative_to(proc).as_posix(), proc)
     return proc
 
-
 def with_host(text, host):
     "nbdev's settings of the site, with the address of `host` if there is one."
     return text if not host else re.sub(r"^(\s*site-url:).*$", rf'\1 "{host.rstrip("/")}"', text, flags=re.M)
-
 
 def finish_file(page, origin, name, proc):
     "Finish one processed page, and put its notebook where readers can download it."
@@ -65,7 +61,6 @@ def finish_file(page, origin, name, proc):
     copy = proc / NOTEBOOKS / name
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(origin, copy)
-
 
 def finish(nb, original, name):
     "The processed page `nb` of the notebook `original`, as the site shows it."
@@ -93,11 +88,9 @@ def finish(nb, original, name):
         cell["source"] = source(cell).splitlines(keepends=True)
     return nb | {"cells": cells}
 
-
 def is_folded(cell):
     "Whether a cell is exported source that nbdev shows below its documentation, without outputs of its own."
     return cell["cell_type"] == "code" and not cell.get("outputs") and bool(FOLDED.match(source(cell)))
-
 
 def folded(text):
     "Exported source, opened on demand, under the names that it defines."
@@ -105,7 +98,6 @@ def folded(text):
     names = definitions(code)
     title = ", ".join(names[:MANY]) + (f" and {len(names) - MANY} more" if len(names) > MANY else "")
     return f'#| code-fold: true\n#| code-summary: "Source{f": {title}" if title else ""}"\n{code}'
-
 
 def definitions(text):
     "The names that a cell binds at its top."
@@ -118,7 +110,6 @@ def definitions(text):
             found += [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
     return list(dict.fromkeys(found))
 
-
 def without_nested_links(text):
     """nbdev links every exported name in backticks, inside a hand-written link too, which then is none;
     and private names, which have no place on their page."""
@@ -126,7 +117,6 @@ def without_nested_links(text):
     while (inner := NESTED_LINK.sub(r"\1\2", text)) != text:
         text = inner
     return text
-
 
 def shown(output, fields=(), classes=()):
     """Quarto adds require.js and jQuery from a remote host to a page with an HTML output: raw HTML in
@@ -145,7 +135,6 @@ def shown(output, fields=(), classes=()):
             output["metadata"] = {**output.get("metadata", {}), "image/png": {"width": width}}
     return output
 
-
 def unbroken_numbers(text):
     "In the rows of a table a number stays on one line with its error, an interval with its ends."
     rows = text.split("\n")
@@ -155,7 +144,6 @@ def unbroken_numbers(text):
             rows[i] = re.sub(r"(\[[-−+]?[\d.]+), (?=[-−+]?\d)", "\\1,\u00a0", row)
     return "\n".join(rows)
 
-
 def one_header(html):
     "pandas gives the name of the index a header row of its own, empty but for that name."
     rows = re.match(
@@ -163,7 +151,6 @@ def one_header(html):
         r"(\s*</thead>.*)", html, flags=re.S
     )
     return html if rows is None else rows[1] + rows[3] + rows[2] + rows[4]
-
 
 def drawn_width(png):
     "Pixels of the page that a picture of more than 100 dots an inch takes; None for others."
@@ -173,7 +160,6 @@ def drawn_width(png):
     width, per_inch = (struct.unpack(">I", png[16:20])[0],
                        struct.unpack(">I", png[dots + 4 : dots + 8])[0] * 0.0254)
     return round(width * 100 / per_inch) if per_inch > 101 else None
-
 
 def with_classes(text, fields, classes):
     "nbdev documents a class as `def`, and a NamedTuple by `*args, **kwargs`: its fields say more."
@@ -187,12 +173,10 @@ def with_classes(text, fields, classes):
         text = text.replace(made[0], f"```python\nclass {made[1]}{made[2]}")
     return text
 
-
 def defined_classes(nb):
     "The names of the classes of a notebook."
     texts = [source(c) for c in nb["cells"] if c["cell_type"] == "code"]
     return set(re.findall(r"^class (\w+)", "\n".join(texts), flags=re.M))
-
 
 def named_tuples(nb):
     "Field lines of each NamedTuple of a notebook, by name: `field: type = default, # meaning`."
@@ -202,7 +186,6 @@ def named_tuples(nb):
             found |= tuples_of(source(cell))
     return found
 
-
 def tuples_of(text):
     "The same of one cell."
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
@@ -211,13 +194,11 @@ def tuples_of(text):
                         for f in node.body if isinstance(f, ast.AnnAssign)] for node in ast.parse(text).body
             if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "NamedTuple" for b in node.bases)}
 
-
 def hide_code(cells):
     "A result page shows no code: its front matter says so to Quarto."
     front = next((c for c in cells if c["cell_type"] == "raw" and source(c).startswith("---")), None)
     if front is not None and not re.search(r"^execute:", source(front), re.M):
         front["source"] = source(front).replace("---\n", "---\nexecute:\n  echo: false\n", 1)
-
 
 def render(proc):
     "Run Quarto over what nbdev handed it, show what it says, and return its warnings."
@@ -231,7 +212,6 @@ def render(proc):
     if process.returncode:
         sys.exit(f"Quarto ended with status {process.returncode}")
     return warnings
-
 
 def html_faults(proc, docs):
     "Markup that Quarto left as it was, and code whose line breaks are lost, on the pages that were made."
@@ -253,11 +233,9 @@ def html_faults(proc, docs):
             )
     return faults
 
-
 def html_name(page):
     "The file that nbdev and Quarto make of a page: without its number."
     return re.sub(r"(^|/)\d+[a-zA-Z0-9]*_", r"\1", page).removesuffix(".ipynb") + ".html"
-
 
 def known_lines(notebook):
     "Every line of a processed page, its outputs too."
@@ -265,7 +243,6 @@ def known_lines(notebook):
     texts = [source(c) for c in cells] + ["".join(o.get("data", {}).get("text/markdown", "")) for c in cells
                                           for o in c.get("outputs", [])]
     return {line.strip() for text in texts for line in text.splitlines()} | {""}
-
 
 def main(only_check=False):
     if not shutil.which("quarto"):
@@ -279,7 +256,6 @@ def main(only_check=False):
     print("the site is in _docs: open _docs/index.html")
     if faults:
         sys.exit("\n".join(["the site has faults:", *faults]))
-
 
 if __name__ == "__main__":
     main("--check" in sys.argv[1:])

@@ -18,14 +18,12 @@ def times(output):
     return {name: int(seconds)
             for name, seconds in re.findall(r"^(\S+\.ipynb): (\d+) secs$", output, flags=re.M)}
 
-
 def summary(seconds, took):
     "The slowest pages in words."
     slowest = sorted(seconds.items(), key=lambda item: -item[1])[:SLOWEST]
     return f"{len(seconds)} pages in {took:.0f} s; the slowest: " + ", ".join(
         f"{name} {s} s" for name, s in slowest
     )
-
 
 def shown(command, limit):
     """Run a command, show what it says while it says it, and stop it after `limit` seconds; its output and

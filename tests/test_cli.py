@@ -202,6 +202,7 @@ def test_rows_and_page_go_to_the_current_folder(page, command, start):
 def test_only_the_asked_methods_of_this_store_are_shown(page, runs, capsys, monkeypatch, idle):
     folder, printed = page
     monkeypatch.setenv("GPVAE_RUNS", str(folder / "runs"))
+    monkeypatch.setattr("gpvae.study.report.render", lambda study, store: folder / "page.html")
     words = ["--z-dims", "2", *SET, "--device", "cpu", "--quiet", "--out", str(folder / "results")]
     assert main(["reproduce", "--methods", "vae", *words]) == 0
     lines = capsys.readouterr().out.splitlines()

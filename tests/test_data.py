@@ -19,17 +19,13 @@ from gpvae.sources import CHOICES
 
 RNG = np.random.default_rng(0)
 
-
 def pixels(n, h, w, c): return RNG.integers(0, 256, (n, h, w, c), dtype=np.uint8)
-
 
 def save(file, **arrays):
     np.savez(file, **arrays)
     return file
 
-
 def images(*xs): return sorted(bytes(np.ascontiguousarray(i)) for x in xs for i in np.asarray(x))
-
 
 def fails(match, *args, **kwargs):
     "`load` raises a one-line InputError that matches."
@@ -38,13 +34,11 @@ def fails(match, *args, **kwargs):
     assert "\n" not in str(e.value)
     return str(e.value)
 
-
 @pytest.fixture
 def small(tmp_path):
     "A grey set of 40 + 10 images of 6×5 pixels under the root `tmp_path`."
     return save(tmp_path / "small.npz", x_train=pixels(40, 6, 5, 1), y_train=np.arange(40),
                 x_test=pixels(10, 6, 5, 1), y_test=np.arange(10))
-
 
 # --- the default set
 
@@ -58,12 +52,10 @@ def test_digits(tmp_path):
     assert images(data.x_train, data.x_valid) == images(whole["x_train"].transpose(0, 3, 1, 2))
     assert len(set(data.y_test.tolist())) == 10
 
-
 def test_digits_are_the_same_everywhere(tmp_path):
     """The pixels and their order are part of every result: a change of this number makes old results
     incomparable."""
     assert load("digits", tmp_path).checksum[:12] == "5cd952ad2424"
-
 
 def test_checksum_is_of_the_pixels(tmp_path):
     data = load("digits", tmp_path, n_train=10)
@@ -72,7 +64,6 @@ def test_checksum_is_of_the_pixels(tmp_path):
     other = whole.x_test.clone()
     other[0, 0, 0, 0] ^= 1
     assert pixel_checksum([whole.x_train, whole.x_valid, other]) != whole.checksum
-
 
 # --- the prepared copy
 
@@ -84,30 +75,25 @@ def test_second_start_reads_no_source_and_prepares_nothing(tmp_path, monkeypatch
     two = load("mnist", tmp_path)
     assert one.checksum == two.checksum and torch.equal(one.x_train, two.x_train)
 
-
 def test_prepared_copy_does_not_import_torchvision(tmp_path):
     code = (f"import sys; from gpvae.data import load; load('digits', {str(tmp_path)!r}); "
             "assert not {'torchvision', 'pandas', 'matplotlib'} & set(sys.modules)")
     load("digits", tmp_path)
     subprocess.run([sys.executable, "-c", code], check=True)
 
-
 def test_writing_to_loaded_pixels_leaves_the_copy_alone(tmp_path):
     data = load("digits", tmp_path)
     data.x_train.zero_()
     assert load("digits", tmp_path).x_train.any()
 
-
 def test_nothing_is_left_beside_the_copy(tmp_path):
     load("digits", tmp_path)
     assert [p.name[:7] for p in (tmp_path / "prepared").iterdir()] == ["digits-"]
-
 
 def test_changed_file_is_prepared_again(tmp_path, small):
     one = load("small", tmp_path)
     save(small, x_train=pixels(40, 6, 5, 1), x_test=pixels(10, 6, 5, 1))
     assert load("small", tmp_path).checksum != one.checksum
-
 
 def test_a_file_replaced_at_the_same_size_and_time_is_prepared_again(tmp_path):
     other = lambda: save(tmp_path / "same.npz", x_train=pixels(40, 6, 5, 1), x_test=pixels(10, 6, 5, 1))
@@ -118,7 +104,6 @@ def test_a_file_replaced_at_the_same_size_and_time_is_prepared_again(tmp_path):
     assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     assert load("same", tmp_path).checksum != one.checksum
 
-
 def test_a_moved_file_is_not_prepared_again(tmp_path, small):
     one = load(small, tmp_path)
     elsewhere = small.rename(tmp_path / "elsewhere.npz").rename(tmp_path / "small.npz")
@@ -126,20 +111,17 @@ def test_a_moved_file_is_not_prepared_again(tmp_path, small):
     assert load(small, tmp_path).checksum == one.checksum
     assert len(list((tmp_path / "prepared").iterdir())) == 1
 
-
 def test_changed_row_is_prepared_again(tmp_path, monkeypatch):
     one = load("digits", tmp_path)
     monkeypatch.setitem(CHOICES, "digits", replace(CHOICES["digits"], size=4))
     two = load("digits", tmp_path)
     assert two.x_shape == (1, 4, 4) and one.x_shape == (1, 8, 8) and one.checksum != two.checksum
 
-
 def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(gd, "pixel_checksum", lambda splits: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         load("digits", tmp_path)
     assert not list((tmp_path / "prepared").iterdir())
-
 
 def test_two_processes_prepare_at_once(tmp_path):
     "One waits for the other, and both open its copy."
@@ -155,7 +137,6 @@ def test_two_processes_prepare_at_once(tmp_path):
     for process in processes:
         process.join()
     assert len(found) == 1 and [p.name[:7] for p in (tmp_path / "prepared").iterdir()] == ["digits-"]
-
 
 @pytest.mark.parametrize("damage", [
     lambda d: (d / "x_train.npy").write_bytes((d / "x_train.npy").read_bytes()[:-100]),
@@ -174,7 +155,6 @@ def test_damaged_copy(tmp_path, damage):
     damage(folder)
     assert str(folder) in fails("damaged .* delete this folder", "digits", tmp_path)
 
-
 @pytest.mark.parametrize("name", ["x_train.npy", "x_test.npy", "y_train.npy", "meta.json"])
 def test_every_flipped_bit_of_a_copy_is_found(tmp_path, name):
     "Headers, pixels, labels and the description, at 40 places of each file."
@@ -187,7 +167,6 @@ def test_every_flipped_bit_of_a_copy_is_found(tmp_path, name):
     (folder / name).write_bytes(whole)
     load("digits", tmp_path)
 
-
 # --- splits and subsets
 
 def test_nested_subsets(tmp_path):
@@ -196,7 +175,6 @@ def test_nested_subsets(tmp_path):
         data = load("digits", tmp_path, n_train=n, n_valid=min(n, 200))
         assert torch.equal(data.x_train, whole.x_train[:n]) and torch.equal(data.y_train, whole.y_train[:n])
         assert torch.equal(data.x_valid, whole.x_valid[:n]) and torch.equal(data.x_test, whole.x_test)
-
 
 def test_labels_follow_their_images(tmp_path, small):
     data = load("small", tmp_path)
@@ -209,7 +187,6 @@ def test_labels_follow_their_images(tmp_path, small):
     assert sorted(data.y_test.tolist()) == list(range(10))
     assert sorted(data.y_train.tolist() + data.y_valid.tolist()) == list(range(40)) and len(data.y_valid) == 4
 
-
 def test_own_validation_split_is_kept(tmp_path):
     save(tmp_path / "own.npz",
          **{f"x_{s}": pixels(n, 4, 4, 1) for s, n in (("train", 30), ("valid", 20), ("test", 5))})
@@ -218,10 +195,8 @@ def test_own_validation_split_is_kept(tmp_path):
         own = z["x_valid"].transpose(0, 3, 1, 2)
     assert len(data.x_train) == 30 and images(data.x_valid) == images(own) and data.y_train is None
 
-
 def test_numbers_of_numpy_count(tmp_path):
     assert len(load("digits", tmp_path, n_train=np.int32(7), n_valid=np.uint8(3)).x_train) == 7
-
 
 # --- arrays, by path and by name, through their rows
 
@@ -235,7 +210,6 @@ def test_default_row(tmp_path):
     assert [(d.choice.likelihood, d.choice.binarisation) for d in rows] == \
         [("gaussian", "none"), ("bernoulli", "stochastic"), ("bernoulli", "static"), ("gaussian", "none")]
 
-
 def test_path_and_name_agree(tmp_path, small, monkeypatch):
     by_name = load("small", tmp_path)
     assert (load(small, tmp_path).checksum == load(str(small), tmp_path / "elsewhere").checksum
@@ -244,7 +218,6 @@ def test_path_and_name_agree(tmp_path, small, monkeypatch):
     assert load("small.npz", tmp_path).checksum == by_name.checksum
     monkeypatch.setenv("GPVAE_DATA", str(tmp_path))
     assert load("small").checksum == by_name.checksum
-
 
 def test_an_own_file_under_a_known_name_is_not_the_known_set(tmp_path):
     "It remembers its path, and the set of the table is found by its name as before."
@@ -256,7 +229,6 @@ def test_an_own_file_under_a_known_name_is_not_the_known_set(tmp_path):
     assert (mine.source == str(own) and known.source is None
             and load(mine.source, tmp_path).checksum == mine.checksum)
     assert len(mine.x_test) == 3 and len(known.x_test) == 297
-
 
 @pytest.mark.parametrize("name, shape",
                          [("omniglot", (105, 105, 1)), ("mnist", (14, 14, 1)), ("celeba", (109, 89, 3)),
@@ -270,18 +242,15 @@ def test_an_own_file_by_its_path_is_taken_as_it_is(tmp_path, name, shape):
     assert data.x_shape == x.shape[1:] and images(data.x_test) == images(x)
     assert data.choice.likelihood == ("gaussian" if shape[-1] == 3 else "bernoulli")
 
-
 def test_root_defaults_to_the_users_cache(monkeypatch):
     monkeypatch.delenv("GPVAE_DATA", raising=False)
     assert sources.data_root().parts[-2:] == ("gpvae", "data")
-
 
 def test_npz_takes_precedence(tmp_path, monkeypatch):
     monkeypatch.setitem(CHOICES, "digits", replace(CHOICES["digits"], source=None))
     save(tmp_path / "digits.npz", x_train=pixels(30, 8, 8, 1), x_test=pixels(3, 8, 8, 1))
     data = load("digits", tmp_path)
     assert len(data.x_train) == 27 and data.choice.binarisation == "fixed"
-
 
 def test_omniglot_row(tmp_path):
     "Dark ink on light paper, 105×105, becomes ink 255 on 0, 28×28, without aliasing."
@@ -294,7 +263,6 @@ def test_omniglot_row(tmp_path):
     assert row.argmax() in (13, 14) and row[:11].max() == 0 and row[17:].max() == 0
     assert abs(row.sum().item() - 5 * 28 / 105) < 0.02  # the ink is kept: 5 of 105 pixels
 
-
 def test_celeba_row(tmp_path):
     "The centre square of 148/178 of the width, also at half size, becomes 64×64."
     face = np.zeros((12, 109, 89, 3), np.uint8)
@@ -305,7 +273,6 @@ def test_celeba_row(tmp_path):
     assert torch.equal(data.x_test[0],
                        torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 64, 64))
 
-
 def test_rows_at_their_own_size_keep_every_pixel(tmp_path):
     for name, shape in dict(svhn=(32, 32, 3), cifar10=(32, 32, 3), static_mnist=(28, 28, 1),
                             fashion=(28, 28, 1)).items():
@@ -314,7 +281,6 @@ def test_rows_at_their_own_size_keep_every_pixel(tmp_path):
         data = load(name, tmp_path)
         assert (images(data.x_train, data.x_valid) == images(x.transpose(0, 3, 1, 2))
                 and len(data.x_valid) == len(x) // 10)
-
 
 def test_picture_files(tmp_path, monkeypatch):
     "A source that hands over files gives the same set as the same pixels in an array."
@@ -330,7 +296,6 @@ def test_picture_files(tmp_path, monkeypatch):
     save(tmp_path / "celeba.npz", x_train=x[:10], x_test=x[10:])
     assert load("celeba", tmp_path).checksum == from_files
 
-
 # --- binarisation
 
 def test_to_float():
@@ -345,9 +310,7 @@ def test_to_float():
     with pytest.raises(InputError, match="did you mean 'stochastic'"):
         to_float(x, "stocastic")
 
-
 GREY = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-
 
 @pytest.mark.parametrize("x, binarisation, match",
                          [(GREY / 255, "none", "pixels are float32: pass uint8, .* binarisation='floats'"),
@@ -368,14 +331,12 @@ def test_pixels_that_would_be_silently_wrong(x, binarisation, match):
         with pytest.raises(InputError, match=match):
             to_float(x, binarisation, torch.Generator())
 
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_floats_pass_unchanged_under_their_name(dtype):
     x = (GREY / 255).to(dtype)
     assert to_float(x, "floats") is x
     for x in (GREY, GREY[..., :1], GREY * 0):
         check_pixels(x, "none") # a dark batch is fine
-
 
 @pytest.mark.parametrize("draw",
                          [lambda x: to_float(x, "stochastic", torch.Generator().manual_seed(0)),
@@ -386,7 +347,6 @@ def test_draws_have_the_grey_level_as_probability(draw):
     p = x[0].double() / 255
     z = (draw(x).double().mean(0) - p) / (p * (1 - p) / n).sqrt().clamp_min(1e-9)
     assert z.abs().max() < 5 and abs(z.pow(2).sum().item() / 254 - 1) < 0.45
-
 
 def test_fixed_draw(tmp_path):
     x = load("digits", tmp_path).x_train
@@ -400,7 +360,6 @@ def test_fixed_draw(tmp_path):
     assert not torch.equal(binarise_fixed(x, split_seed("valid")), drawn)
     assert pixel_checksum([drawn])[:12] == "493201596c89"  # part of every result obtained under `fixed`
 
-
 def test_splits(tmp_path):
     data = load("digits", tmp_path, n_train=64)
     fixed, new, grey = (prepare_splits(data, b) for b in ("fixed", "stochastic", "none"))
@@ -408,7 +367,6 @@ def test_splits(tmp_path):
     assert [s.eval_binarisation for s in (fixed, new, grey)] == ["static", "static", "none"]
     assert torch.equal(fixed.test, new.test) and torch.equal(fixed.valid, new.valid) and is_binary(new.test)
     assert torch.equal(new.train, data.x_train) and torch.equal(grey.test, data.x_test)
-
 
 def test_gather_is_seeded_and_drawn_anew(tmp_path):
     splits, index = prepare_splits(load("digits", tmp_path), "stochastic"), torch.tensor([5, 0, 5])
@@ -420,7 +378,6 @@ def test_gather_is_seeded_and_drawn_anew(tmp_path):
     grey = splits.train[index]
     assert not a[grey == 0].any() and a[grey == 255].all()
 
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_splits_on_cuda(tmp_path):
     splits = prepare_splits(load("digits", tmp_path), "stochastic", "cuda")
@@ -428,7 +385,6 @@ def test_splits_on_cuda(tmp_path):
                torch.Generator("cuda").manual_seed(0))
     assert x.is_cuda
     assert torch.equal(splits.test.cpu(), prepare_splits(load("digits", tmp_path), "fixed").test)
-
 
 def test_check_binarisation(tmp_path, small):
     data = load("digits", tmp_path)
@@ -442,7 +398,6 @@ def test_check_binarisation(tmp_path, small):
     save(tmp_path / "static_mnist.npz", x_train=x, x_test=x)
     check_binarisation(load("static_mnist", tmp_path), "static")
 
-
 # --- wrong input
 
 def test_unknown_name(tmp_path, small):
@@ -450,9 +405,7 @@ def test_unknown_name(tmp_path, small):
     fails("did you mean 'small'", "smal", tmp_path)
     fails("there is no such file", tmp_path / "none.npz", tmp_path)
 
-
 GOOD = dict(x_train=pixels(20, 4, 4, 1), x_test=pixels(5, 4, 4, 1))
-
 
 @pytest.mark.parametrize("change, match", [
     (dict(x_train=np.zeros((20, 4, 4, 1), np.float32)), "x_train of .* is float32: pixels must be uint8"),
@@ -491,7 +444,6 @@ def test_bad_arrays(tmp_path, change, match):
     fails(match, file, tmp_path)
     assert not list((tmp_path / "prepared").iterdir())
 
-
 @pytest.mark.parametrize("name, shape, match",
                          [("mnist", (28, 28, 3), "have 3 channels, mnist has 1"),
                           ("cifar10", (32, 32, 1), "have 1 channels, cifar10 has 3"),
@@ -501,12 +453,10 @@ def test_arrays_that_do_not_fit_their_row(tmp_path, name, shape, match):
     save(tmp_path / f"{name}.npz", x_train=pixels(5, *shape), x_test=pixels(5, *shape))
     fails(match, name, tmp_path)
 
-
 @pytest.mark.parametrize("content", [b"no archive at all", b"\x80\x04pickled", b"PK\x03\x04"])
 def test_what_is_no_npz_is_said_to_be_none(tmp_path, content):
     (tmp_path / "none.npz").write_bytes(content)
     assert "objects" not in fails("is damaged or no .npz", "none", tmp_path)
-
 
 def test_every_broken_byte_of_an_npz_is_noticed_or_harmless(tmp_path):
     file = tmp_path / "flip.npz"
@@ -519,16 +469,13 @@ def test_every_broken_byte_of_an_npz_is_noticed_or_harmless(tmp_path):
         except InputError as e:
             assert "objects" not in str(e) and "\n" not in str(e)
 
-
 def test_other_arrays_of_an_npz_are_left_alone(tmp_path):
     save(tmp_path / "more.npz", **GOOD, ids=np.arange(3), names=np.array(["a", "b"]))
     assert len(load("more", tmp_path).x_test) == 5
 
-
 def test_unwritable_root(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     fails("cannot be written .* GPVAE_DATA", "digits", tmp_path / "file" / "root")
-
 
 def test_failed_download(tmp_path, monkeypatch):
     def source(root): raise OSError("no route to host")
@@ -536,13 +483,11 @@ def test_failed_download(tmp_path, monkeypatch):
     message = fails("no route to host", "cifar10", tmp_path)
     assert str(tmp_path / "cifar10.npz") in message and "x_train" in message
 
-
 # --- the real sets, where they are
 
 CHECKSUMS = dict(static_mnist="fb3fa998fbec", mnist="e0b50404a9e6", omniglot="b8a4b54716a1")
 REAL = dict(static_mnist=(50000, 10000, 10000), mnist=(50000, 10000, 10000), omniglot=(17280, 2000, 13180),
             cifar10=(40000, 10000, 10000), svhn=None, celeba=None)
-
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_set(name):

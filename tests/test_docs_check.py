@@ -20,7 +20,6 @@ def code(text, *outputs, tags=()):
     return dict(cell_type="code", id=next(IDS), metadata={"tags": list(tags)}, execution_count=None,
                 source=text.splitlines(True), outputs=list(outputs))
 
-
 def stream(name, text="noise"): return dict(output_type="stream", name=name, text=[text])
 def notebook(*cells): return dict(cells=list(cells), metadata={}, nbformat=4, nbformat_minor=5)
 
@@ -32,7 +31,6 @@ GOOD = notebook(TITLE,
                 markdown("$$a$$ {#eq-a}\n\nby @eq-a, e.g. `@eq-b`, user@eq-c.org"),
                 code("import math"),
                 code("math.pi", stream("stdout")))
-
 
 def page(tmp_path, nb, name="10_page.ipynb"):
     path = tmp_path / "nbs" / name
@@ -107,7 +105,6 @@ def show_doc(*names):
     return code("show_doc(x)",
                 shown("text/markdown", "\n\n".join(f"### {n}\n\n*What it says.*" for n in names)))
 
-
 @pytest.mark.parametrize("cells, words", [
     ((show_doc("Gap", "gap"),), "2 headings share the anchor #gap"),
     ((markdown("## Gap"), show_doc("gap")), "share the anchor #gap"),
@@ -126,7 +123,6 @@ def test_processed_page(tmp_path, cells, words):
 def test_title(tmp_path, first, words):
     assert words in docs_check.check_page(page(tmp_path, notebook(markdown(first))))[0]
 
-
 @pytest.mark.parametrize("text, words",
                          [("see @eq-gone", "@eq-gone has no definition"),
                           ("see [@fig-gone]", "@fig-gone"),
@@ -141,7 +137,6 @@ def test_label_of_a_figure(tmp_path):
     assert (docs_check.check_processed(page(tmp_path,
                                             notebook(markdown("see @fig-a"),
                                                      code("#| label: fig-a\nplot()")))) == [])
-
 
 @pytest.mark.parametrize("cells, words",
                          [((SKIP, TITLE, code("x = 1")), "0 cells are tagged"),
@@ -159,7 +154,6 @@ def config(*contents, render=(), resources=()):
     return dict(project=dict(render=list(render), resources=list(resources)),
                 format=dict(html=html),
                 website=dict(sidebar=dict(contents=list(contents))))
-
 
 @pytest.mark.parametrize("contents, render, words", [
     (["10_page.ipynb", dict(section="More", contents=[dict(text="There", href="20_there.ipynb")])], (), None),
@@ -184,7 +178,6 @@ def test_names(tmp_path):
     )
     assert faults == ["85_gap.ipynb, gap.ipynb: all become gap.html",
                       "gap.ipynb, 90_own.ipynb: all are called # D"]
-
 
 PLACES = {"10_data.ipynb": {"load"}, "data.html": {"load"}, "10_page.ipynb": {"here"}, "page.html": {"here"}}
 
@@ -254,7 +247,6 @@ def test_orphans(tmp_path):
     assert [f.split()[0] for f in sync_check.orphans(tmp_path)] == ["gpvae/gone.py", "gpvae/old.py",
                                                                     "gpvae/own.py", "gpvae/study/was.py"]
 
-
 def test_state_sees_a_change(tmp_path):
     path = page(tmp_path, GOOD)
     before = sync_check.state(tmp_path)
@@ -278,7 +270,6 @@ def test_readme(tmp_path):
     assert "```python\nrun()\n```" in text
     assert not any(word in text for word in ("secret", "draw()", "Figure", "<b>", "#|"))
 
-
 TUPLE = """#| exports
 class Pair(NamedTuple):
     "Two numbers."
@@ -287,7 +278,6 @@ class Pair(NamedTuple):
 """
 def documentation(name):
     return f"### {name}\n\n```python\ndef {name}(\n    *args, **kwargs\n):\n```\n\n*Two numbers.*"
-
 
 FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 FOLDED = '#| code-fold: true\n#| code-summary: "Source: {}"\n'
@@ -320,7 +310,6 @@ def test_folded_source():
     assert text[3] == "#| code-fold: show\nx = 1"
     assert text[4].startswith(FOLDED.format("a, b, c, d and 1 more"))
 
-
 def test_documentation_of_classes():
     "A NamedTuple shows its fields, and a class is no `def`."
     plain = "### C\n\n```python\ndef C(\n    x:int, # one\n)->None:\n```\n\n*One.*"
@@ -331,7 +320,6 @@ def test_documentation_of_classes():
             and "class Other\n" in made[1]["text/markdown"])
     assert ("```python\nclass C(\n    x:int, # one\n)\n```" in made[2]["text/markdown"]
             and "def f(" in made[3]["text/markdown"])
-
 
 def test_tables_and_figures_of_a_finished_page():
     "Tables load no script and have one header row; a figure of 200 dots an inch takes half as many pixels."
@@ -352,7 +340,6 @@ def test_numbers_that_stay_on_one_line():
     nbsp = "\u00a0"
     expected = f"| -1.0{nbsp}±{nbsp}0.1 | +2 [-1.0,{nbsp}+0.5] | [0,{nbsp}1] and b ± c |"
     assert made[0]["text/markdown"] == expected
-
 
 NESTED = [("[[`evaluate`](/iwae.html#evaluate)](32_iwae.ipynb)", "[`evaluate`](32_iwae.ipynb)"),
           ("[the [`a`](u) and [`b`](v) pages](w)", "[the `a` and `b` pages](w)"),
@@ -407,7 +394,6 @@ def test_site_with_quarto(monkeypatch, tmp_path, said, fails):
     assert [p.name for p in (tmp_path / "_docs").iterdir()] == ["index.html"]
     assert "render" in (tmp_path / "_docs/index.html").read_text()
 
-
 def test_workflows():
     "GitHub runs the targets that a person runs, and nothing names a registry or a machine."
     root = make_site.ROOT
@@ -418,7 +404,6 @@ def test_workflows():
         assert not docs_check.re.search(r"https?://|pypi|--index|/(?:home|root)\b", text)
         assert docs_check.re.search(rf"^{target.split()[1]}:", (root / "Makefile").read_text(),
                                     docs_check.re.M), target
-
 
 def test_index_of_names(tmp_path):
     "The kept table is compared with what its page makes now."

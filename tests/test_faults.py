@@ -7,7 +7,6 @@ import pytest
 
 SHORT = {"damage": 1, "kills": 3, "inputs": 1}  # places; kills, one of them while saving; every input
 
-
 @pytest.mark.parametrize("what", SHORT)
 def test_a_few_faults(what):
     """In a process of its own: the hook that checks shapes in the tests would refuse a wrong input before the

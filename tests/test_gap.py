@@ -65,7 +65,6 @@ def made_up(n=50):
     return Gaps(*(np.linspace(a, a + 1, n) for a in (-90.0, -97.0, -93.0, -92.0, 5.0)), np.arange(n) > 0,
                 np.arange(n) != 1)
 
-
 def test_the_table_counts_what_failed():
     gaps = made_up()
     gaps.log_px[3] = np.nan
@@ -81,7 +80,6 @@ def test_width_one_is_the_method_itself():
     row = iwae_by_width(model, x, 20, "none", (0.5, 1.))
     assert (np.array_equal(row[1.0], evaluate(model, x, 20, "none").iwae.numpy())
             and row[0.5].mean() != row[1.0].mean())
-
 
 def test_measuring_leaves_the_model_as_it_was():
     x = (255 * (torch.rand(3, 1, 4, 4, generator=seeded()) < 0.5)).byte()
@@ -107,7 +105,6 @@ def test_scores_of_an_encoder_and_of_its_control():
         of["entropy"], torch.distributions.Normal(q.mu, q.log_sigma.exp()).entropy().sum(-1).detach().numpy(),
         rtol=1e-5
     )
-
 
 def test_an_encoder_without_features_has_no_score_of_them():
     rough = lambda x: DiagonalGaussian(x.flatten(1)[:, :2], 0 * x.flatten(1)[:, :2])

@@ -30,19 +30,15 @@ QUICK = GapSettings(AISConfig(temperatures=4, chains=4, leapfrog_steps=1, start=
 COUNTS = dict(test=24, train=4, valid=20)
 SETTINGS = dict(n_train=200, n_valid=50, n_test=50, hidden=(16,), epochs=2)
 
-
 # --- chunks
-
 
 @pytest.fixture
 def short_pilot(monkeypatch):
     monkeypatch.setattr(annealing, "_PILOT_TEMPERATURES", 3)
 
-
 def toy():
     x = (255 * (torch.rand(11, 1, 4, 4, generator=seeded()) < 0.5)).byte()
     return bernoulli_model(gp_encoder()).float(), x
-
 
 def test_a_stopped_measurement_continues_to_the_same_numbers(tmp_path, monkeypatch, short_pilot):
     model, x = toy()
@@ -59,7 +55,6 @@ def test_a_stopped_measurement_continues_to_the_same_numbers(tmp_path, monkeypat
     for name in ("elbo", "log_px", "ess"):
         np.testing.assert_array_equal(part[name], whole[name])
 
-
 def test_other_settings_are_refused(tmp_path, monkeypatch):
     model, x = toy()
     monkeypatch.setitem(gaps.PARTS_OF, "train", ("bound",))
@@ -67,14 +62,11 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="settings, images or weights differ"):
         measure_split(tmp_path, model, "train", x, "static", GapSettings(samples=41))
 
-
 def test_rounding_keeps_what_is_not_a_number():
     v = np.array([-97.123456, 1e-5, 0.0, np.nan])
     np.testing.assert_allclose(round_binary(v, 16), v, rtol=2**-16)
 
-
 # --- two short runs, measured and shown
-
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
@@ -89,10 +81,8 @@ def shown(tmp_path_factory):
         measure(study, store, folder / "runs", COUNTS, QUICK, device="cpu", bar=False)
     return folder, study, store
 
-
 def runs_of(shown):
     return {line: runs[0] for line, runs in gap_tables.measured_runs(shown[1].results(shown[2])).items()}
-
 
 def test_a_second_call_measures_nothing(shown, monkeypatch):
     folder, study, store = shown
@@ -106,14 +96,12 @@ def test_a_second_call_measures_nothing(shown, monkeypatch):
         for name in arrays:
             np.testing.assert_array_equal(arrays[name], again[name])
 
-
 def test_rows_join_those_of_the_runs(shown):
     rows = shown[1].results(shown[2]).gaps
     assert rows["line"].tolist() == ["vae", "gpvae", "sa-1"] and (rows["simulated"] == 4).all()
     assert (rows["temperatures"] == 4).all() and (rows["seconds"] > 0).all()
     for run_id, of_row in zip(rows["run"], rows["iwae_1.0"]):
         assert shown[2].arrays(run_id, "gaps")["test_iwae_1.0"].mean() == pytest.approx(of_row, abs=0.01)
-
 
 def test_every_method_has_the_scores_that_it_can_have(shown):
     free = {"entropy", "reconstruction", "kl", "feature_norm", "leverage"}
@@ -126,7 +114,6 @@ def test_every_method_has_the_scores_that_it_can_have(shown):
     np.testing.assert_allclose(scores["doubt"], scores["f_relative"] / 2 + scores["g"])
     assert len(runs["gpvae"].scores("turned")["doubt"]) == 24 and runs["gpvae"].scores("train") == {}
 
-
 def test_leverage_is_that_of_all_training_images(shown):
     folder, study, _ = shown
     measured = runs_of(shown)["gpvae"]
@@ -138,7 +125,6 @@ def test_leverage_is_that_of_all_training_images(shown):
     for split, n in (("test", 24), ("valid", 20)):
         expected = leverage(load_model(result.folder), learned, getattr(splits, split)[:n])["leverage"]
         np.testing.assert_allclose(measured.scores(split)["leverage"], expected, rtol=1e-3)
-
 
 def test_kept_pictures_are_the_easiest_and_the_hardest_images(shown):
     folder, study, _ = shown
@@ -154,7 +140,6 @@ def test_kept_pictures_are_the_easiest_and_the_hardest_images(shown):
     assert pixels.dtype == np.uint8 and pixels.shape == (24, 1, 8, 8)
     np.testing.assert_array_equal(pixels[0], x[order[0]])
     np.testing.assert_array_equal(pixels[-1], x[order[-1]])
-
 
 def test_cells_are_the_means_of_the_images(shown):
     results, runs = shown[1].results(shown[2]), runs_of(shown)
@@ -183,7 +168,6 @@ def test_cells_are_the_means_of_the_images(shown):
     assert gap_tables.widths(results).columns.tolist() == [f"× {w}" for w in QUICK.widths]
     assert set(gap_tables.detection(results).columns) == {"score", "turned", "noised"}
 
-
 def test_the_page_says_what_the_files_say(shown):
     folder, study, store = shown
     page = render(study, store, folder / "out", "gap")
@@ -197,7 +181,6 @@ def test_the_page_says_what_the_files_say(shown):
             assert cell in text
     assert with_interval(rankings([runs_of(shown)["gpvae"]], "approximation")["doubt", "alone"]) in text
     assert text.count("<img") == text.count('<img alt="') == 2 + 4  # two figures, two measures with two ends
-
 
 def test_wrong_input_is_one_line(shown, tmp_path):
     folder, study, store = shown
@@ -216,9 +199,7 @@ def test_wrong_input_is_one_line(shown, tmp_path):
     with pytest.raises(InputError, match="no gap of short was measured: gpvae gap"):
         render(study, Store(tmp_path / "empty"), tmp_path, "gap")
 
-
 # --- scores and gaps that are known
-
 
 def made_up(knows=1.0, gap=2.0, free=0.5, n=300, seed=0):
     "A measured run; knows, free: the share of the amortization gap in the doubt, and in the free score kl."
@@ -231,7 +212,6 @@ def made_up(knows=1.0, gap=2.0, free=0.5, n=300, seed=0):
                        score_kl=free * amortization + rng.normal(size=n), score_entropy=rng.normal(size=n))
         arrays |= {f"{split}_{k}": v.astype(np.float32) for k, v in columns.items()}
     return MeasuredRun(pd.Series(dtype=object), arrays)
-
 
 @pytest.mark.parametrize("knows, low, high", [(1.0, 0.9, 1.0), (0.0, -0.2, 0.2), (-1.0, -1.0, -0.9)])
 def test_a_ranking_is_the_rank_correlation_of_the_statistics(knows, low, high):
@@ -249,7 +229,6 @@ def test_a_ranking_is_the_rank_correlation_of_the_statistics(knows, low, high):
     assert other.low < 0 < other.high
     assert {score for score, how in ranks if how == gap_tables.HOW[1]} == set(gap_tables.PROCESS)
 
-
 def test_a_score_that_repeats_a_free_one_adds_nothing():
     run_ = made_up(knows=0.0)
     run_.arrays["test_score_g"] = run_.arrays["test_score_f_relative"] = run_.arrays[
@@ -259,7 +238,6 @@ def test_a_score_that_repeats_a_free_one_adds_nothing():
     alone, given = (ranks["doubt", how] for how in gap_tables.HOW)
     assert alone.low > 0 and given.low < 0 < given.high
 
-
 def test_seeds_are_averaged_and_images_that_were_not_measured_are_left_out():
     first, second = made_up(seed=1), made_up(seed=2)
     first.arrays["test_log_px"][:50] = np.nan
@@ -268,7 +246,6 @@ def test_seeds_are_averaged_and_images_that_were_not_measured_are_left_out():
     assert both["doubt", "alone"].mean == pytest.approx(np.mean(rest))
     assert ("leverage", "alone") not in both
 
-
 def test_a_difference_leaves_out_images_that_were_not_measured():
     ours, theirs = [made_up(gap=2.0, seed=s) for s in (1, 2)], [made_up(gap=4.0, seed=3)]
     ours[0].arrays["test_elbo"][7] = np.nan
@@ -276,11 +253,9 @@ def test_a_difference_leaves_out_images_that_were_not_measured():
     kept = np.arange(300) != 7
     assert stacked_difference(a, b) == difference_interval(a[:, kept], b[:, kept])
 
-
 @pytest.mark.parametrize("free", [2.0, -2.0])
 def test_a_free_score_may_be_used_with_its_sign_turned(free):
     assert gap_tables.choose_free_score(made_up(free=free)) == ("kl", np.sign(free))
-
 
 def test_a_calibrated_doubt_expects_the_gap_that_is_measured():
     run_ = made_up()

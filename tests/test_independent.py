@@ -45,7 +45,6 @@ def assert_same_mean(a, b, errors=4.):
         f"{a.mean():.4f} and {b.mean():.4f} differ by more than {errors} x {se:.4f}"
     )
 
-
 @pytest.mark.parametrize("image", range(3))
 def test_elbo_is_pyros(model, image):
     x = binary_images(3)[image:image + 1]
@@ -66,7 +65,6 @@ def test_iwae_is_pyros(model, image):
     assert (
         abs(ours.elbo.mean() - theirs.mean()) > 6 * theirs.std() / len(theirs) ** 0.5
     )  # so that it is the importance weighting which agrees
-
 
 # --- exact regression -----------------------------------------------------------------------------
 

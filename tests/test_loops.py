@@ -23,7 +23,6 @@ SHAPE = (1, 4, 4)
 OPTIONS = [{}, {"covariance": "full"}, {"covariance": "none"}, {"features": "layernorm"},
            {"own_features": True}]
 
-
 def encoder_of(**options):
     torch.manual_seed(0)
     return GPEncoder(mlp_trunk(SHAPE, (8, 6)), 6, 2, **options)

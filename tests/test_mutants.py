@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import gpvae
-from mutants import Lost, Mutant, lost, mutated, span
+from mutants import Lost, Mutant, lost, mutated
 from mutants.copies import TESTS, Copy
 from mutants.table import MUTANTS
 
@@ -16,20 +16,17 @@ HANDFUL = ("KL with the wrong sign", "mean over grey pixels", "no 1/N before the
            "log-determinant of the flow added", "log q added", "momentum against the gradient",
            "inner step downhill")
 
-
 def test_every_mutant_has_its_place():
     "Module, function, pattern and test; and no two have one name."
     faults = lost(MUTANTS, PACKAGE, TESTS)
     assert not faults, "\n".join(["mutants without a place:", *faults])
     assert max(Counter(m.name for m in MUTANTS).values()) == 1
 
-
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     c = Copy(tmp_path_factory.mktemp("mutated"), PACKAGE)
     yield c
     c.close()
-
 
 def test_a_handful_is_noticed(copied):
     "Without a mistake the tests pass; with each of them its test fails."
@@ -39,7 +36,6 @@ def test_a_handful_is_noticed(copied):
     assert status == 0, output
     assert not [fault for m in chosen.values() if (fault := copied.unnoticed(m))]
 
-
 def test_what_nobody_notices_is_said(copied):
     "A change that changes nothing, and one that breaks the import."
     m = next(m for m in MUTANTS if m.name == HANDFUL[0])
@@ -47,7 +43,6 @@ def test_what_nobody_notices_is_said(copied):
     assert "not by an assertion" in copied.unnoticed(
         m._replace(wrong=f"return 1 / 0 if True else {m.right.removeprefix('return ')}")
     )
-
 
 SOURCE = """
 import math
@@ -66,30 +61,17 @@ class A:
                     2)
 """
 
-
-@pytest.mark.parametrize("function, first, last",
-                         [("f", "def f(x)", "y + 1\n"), ("A.f", "    @property", "return 1\n"),
-                          ("A.B.f", "        def f", "2)\n"), ("A", "class A", "2)\n")])
-def test_a_function_is_found_by_name(function, first, last):
-    a, b = span(SOURCE, function)
-    assert SOURCE[a:b].startswith(first) and SOURCE[a:b].endswith(last)
-
-
 def test_only_its_function_changes_however_its_lines_are_broken():
     m = Mutant("", "m:A.B.f", "", "(1 + 2)", "(1 - 2)")
     assert mutated(SOURCE, m).endswith("return (1 - 2)\n") and mutated(SOURCE, m).startswith(SOURCE[:60])
-    assert mutated(SOURCE, Mutant("", "m:A.f", "", "return 1", "return 2")) == SOURCE.replace(
-        "self): return 1", "self): return 2"
-    )
-
+    changed = mutated(SOURCE, Mutant("", "m:A.f", "", "return 1", "return 2"))
+    assert changed == SOURCE.replace("self): return 1", "self): return 2")
 
 @pytest.mark.parametrize("where, right, wrong, said",
                          [("m:h", "x", "y", "there is no h"),
-                          ("m:A.g", "x", "y", "there is no A.g"),
                           ("m:f", "z", "y", "'z' occurs 0 times in f"),
                           ("m:f", "x", "y", "'x' occurs 2 times in f"),
                           ("m:f", "y + 1", "y +", "is no Python"),
-                          ("m:f", "retur", "x", "'retur' occurs 0 times"),
                           ("m:f", "eturn y", "x", "occurs 0 times in f")])
 def test_a_mutant_without_a_place_is_named(where, right, wrong, said, tmp_path):
     m = Mutant("the mistake", where, "oracles::test_kept", right, wrong)
@@ -99,7 +81,6 @@ def test_a_mutant_without_a_place_is_named(where, right, wrong, said, tmp_path):
     (tmp_path / "test_oracles.py").write_text("def test_kept(): pass\n")
     assert said in lost([m], tmp_path, tmp_path)[0]
     assert lost([m], tmp_path, tmp_path)[0].startswith(f"the mistake ({where})")
-
 
 def test_a_lost_test_or_module_is_named(tmp_path):
     (tmp_path / "m.py").write_text(SOURCE)

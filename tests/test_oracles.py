@@ -15,7 +15,6 @@ from gpvae.vae import VAE
 from toys import (F64, SHAPE, Z, Call, LinearGaussian, assert_positive, assert_zero, bernoulli_model,
                   binary_images, gp_encoder, perturb, seeded)
 
-
 def close(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 # --- 1. linear-Gaussian decoder -------------------------------------------------------------------
@@ -103,7 +102,6 @@ def test_bits_are_those_of_the_cells_of_grey_levels(scale):
     assert (bits_per_dim(likelihood.log_px_z(eta, x).item(), 6) == pytest.approx(bits, abs=3e-3)
             and 3 < bits < 8)
 
-
 @pytest.mark.parametrize("per_pixel", [False, True])
 def test_gaussian_sums_over_pixels(per_pixel):
     likelihood = perturb(Gaussian(6, per_pixel).double(), 0.5)
@@ -118,7 +116,6 @@ def test_normal_and_its_kl():
     close(log_normal(z, mu, log_sigma), q.log_prob(z).sum(-1))
     close(gaussian_kl(mu, log_sigma),
           torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1))
-
 
 def test_mixture_density_and_samples():
     mu, log_sigma = (torch.randn(3, 2, 2, generator=seeded(), dtype=F64),
@@ -299,7 +296,6 @@ def test_features_of_their_own_take_the_gradient_of_the_variance():
     assert all(p.grad is None for p in encoder.trunk.parameters())
     assert all(p.grad.abs().sum() > 0 for p in encoder.kernel_trunk.parameters())
 
-
 def test_nothing_is_gained_by_shrinking_features_of_their_own():
     """In training ψ is the same for φ on another scale, so no gradient points that way; running estimates
     would be pulled to nothing."""
@@ -398,7 +394,6 @@ def test_asking_for_the_uncertainty_changes_nothing(training):
     encoder.uncertainty(binary_images(20, seed=3))
     assert encoder.training == training
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
-
 
 # --- 4. marginal and mixture ----------------------------------------------------------------------
 

@@ -28,12 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*units never")  # eight units a
 SHAPE = (1, 4, 4)
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=1e-2, lr_warmup=0, kl_warmup=0, checkpoint_seconds=0.0)
 
-
 def small(seed=0):
     "An untrained VAE of 4×4 pixels."
     torch.manual_seed(seed)
     return VAE(AmortizedEncoder(mlp_trunk(SHAPE, (8,)), 8, 2), mlp_decoder(2, SHAPE, (8,)), Bernoulli())
-
 
 def images(n, seed=0):
     "Two kinds of images with some noise, uint8, binary."
@@ -41,7 +39,6 @@ def images(n, seed=0):
     kind = torch.rand(n, 1, 1, 1, generator=g) < 0.5
     ink = torch.where(kind, torch.linspace(0, 1, 16).reshape(SHAPE), torch.linspace(1, 0, 16).reshape(SHAPE))
     return (255 * (torch.rand(n, *SHAPE, generator=g) < ink)).byte()
-
 
 def fit(config=CONFIG, n=65, binarisation="static", seed=0, x=None, path=None, model=None, **kwargs):
     "Train a small model; the global seed is moved before, since it must not matter."
@@ -51,17 +48,13 @@ def fit(config=CONFIG, n=65, binarisation="static", seed=0, x=None, path=None, m
                     dataclasses.replace(config, seed=seed), path, bar=False, **kwargs)
     return model, trainer
 
-
 def history(trainer):
     return [{k: v for k, v in h.items() if k != "seconds"} for h in trainer.history]
-
 
 def weights(model):
     return torch.cat([v.flatten() for v in model.state_dict().values()])
 
-
 # --- one step -------------------------------------------------------------------------------------
-
 
 class Recorder(torch.optim.SGD):
     "An optimiser that keeps the gradients it is given, and moves nothing."
@@ -69,14 +62,12 @@ class Recorder(torch.optim.SGD):
     def step(self):
         self.seen = [p.grad.clone() for g in self.param_groups for p in g["params"]]
 
-
 def gradients(model, x, beta=1.0, config=CONFIG, n_train=100):
     "The gradients that one step hands to the optimiser, and the recorded terms."
     optimizer = Recorder([p for p in model.parameters() if p.requires_grad], 0.0)
     torch.manual_seed(0)
     terms = train_step(model, optimizer, x, beta, n_train, config)
     return optimizer.seen, terms
-
 
 def test_step_is_the_gradient_of_the_objective():
     model, x = bernoulli_model(gp_encoder(temperature=3.0)).train(), binary_images(6)
@@ -93,7 +84,6 @@ def test_step_is_the_gradient_of_the_objective():
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(terms[:3].double(), torch.stack([log_px_z, kl, weight_kl]).detach().double())
 
-
 def test_gradient_is_clipped_and_its_norm_is_recorded():
     model, x = bernoulli_model(gp_encoder()).train(), binary_images(6)
     norm = lambda grads: torch.cat([g.flatten() for g in grads]).norm()
@@ -105,7 +95,6 @@ def test_gradient_is_clipped_and_its_norm_is_recorded():
     torch.testing.assert_close(norm(clipped), torch.tensor(0.5, dtype=torch.float64), rtol=1e-4, atol=0)
     for a, b in zip(free, clipped):
         torch.testing.assert_close(a * (0.5 / norm(free)), b, rtol=1e-4, atol=1e-12)
-
 
 @pytest.mark.parametrize("schedule, expected", [
     ("milestones", [0.25, 0.5, 0.75, 1.0, 0.1, 0.1, 0.1, 0.1]),
@@ -122,7 +111,6 @@ def test_the_step_size_rises_over_steps_and_falls_by_its_schedule(monkeypatch, s
     fit(config, n=64)
     assert [c["lr"] for c in calls] == pytest.approx(expected)
 
-
 def spy(monkeypatch):
     "Record what every step of the loop is given."
     import gpvae.stepper as module
@@ -137,7 +125,6 @@ def spy(monkeypatch):
     monkeypatch.setattr(module, "train_step", step)
     return calls
 
-
 def test_the_loop_follows_the_schedules(monkeypatch):
     calls = spy(monkeypatch)
     fit(TrainConfig(epochs=4, batch_size=16, lr_warmup=0, kl_warmup=2, milestones=(1, 3), lr=1e-2,
@@ -147,14 +134,12 @@ def test_the_loop_follows_the_schedules(monkeypatch):
     assert [c["lr"] for c in calls[::5]] == pytest.approx([1e-2, 5e-3, 5e-3, 2.5e-3])
     assert [c["beta"] for c in calls] == pytest.approx([min(1, (i + 1) / 10) for i in range(20)])
 
-
 @pytest.mark.parametrize("noise_warmup, expected", [(0, [1.0] * 10), (2, [(i + 1) / 10 for i in range(10)])])
 def test_the_loop_warms_the_randomness_up(monkeypatch, noise_warmup, expected):
     calls = spy(monkeypatch)
     fit(dataclasses.replace(CONFIG, epochs=2, noise_warmup=noise_warmup),
         model=bernoulli_model(gp_encoder()).float())
     assert [c["noise"] for c in calls] == pytest.approx(expected)
-
 
 def test_randomness_is_scaled():
     "Scale 0 is the mean; the scale multiplies the standard deviation of f and g."
@@ -165,7 +150,6 @@ def test_randomness_is_scaled():
     torch.testing.assert_close(2 * (half.mu - none.mu), whole.mu - none.mu)
     torch.testing.assert_close(2 * (half.log_sigma - none.log_sigma), whole.log_sigma - none.log_sigma)
 
-
 def test_each_epoch_sees_every_image_once_in_a_new_order(monkeypatch):
     calls = spy(monkeypatch)
     x = (torch.arange(65).reshape(-1, 1, 1, 1).expand(-1, *SHAPE)).byte().contiguous()
@@ -175,9 +159,7 @@ def test_each_epoch_sees_every_image_once_in_a_new_order(monkeypatch):
     assert not torch.equal(order[0], order[1])
     assert not torch.equal(order[0], torch.arange(65, dtype=torch.int32))
 
-
 # --- which epoch ----------------------------------------------------------------------------------
-
 
 def test_best_epoch_has_the_highest_validation_bound_and_its_weights_are_returned(monkeypatch):
     import gpvae.training as module
@@ -194,13 +176,11 @@ def test_best_epoch_has_the_highest_validation_bound_and_its_weights_are_returne
     assert trainer.best_epoch == 2 and len(trainer.history) == 5
     assert torch.equal(weights(model), snapshots[2]) and not torch.equal(snapshots[2], snapshots[4])
 
-
 def test_reported_bound_is_that_of_the_returned_weights():
     model, trainer = fit(dataclasses.replace(CONFIG, epochs=12, lr=0.1))
     elbos = [h["valid_elbo"] for h in trainer.history]
     assert elbos[trainer.best_epoch] == max(elbos) and elbos[-1] < max(elbos)  # so that the choice matters
     assert validation_bound(model, images(40, seed=1), "static")["elbo"] == max(elbos)
-
 
 @pytest.mark.parametrize("patience, expected", [(1, 4), (2, 5), (3, 8), (None, 8)])
 def test_patience(monkeypatch, patience, expected):
@@ -212,7 +192,6 @@ def test_patience(monkeypatch, patience, expected):
     _, trainer = fit(dataclasses.replace(CONFIG, epochs=8, patience=patience))
     assert len(trainer.history) == expected
 
-
 def test_validation_uses_one_noise_and_leaves_the_mode_alone():
     model, x = small().train(), images(40)
     a = validation_bound(model, x, "static")
@@ -220,7 +199,6 @@ def test_validation_uses_one_noise_and_leaves_the_mode_alone():
     assert validation_bound(model, x, "static") == a and model.training
     assert validation_bound(model, x, "static", seed=1) != a
     assert not torch.is_inference(next(model.parameters()))
-
 
 def test_validation_is_the_bound_in_the_test_time_mode():
     encoder = gp_encoder(mode="mean")
@@ -232,20 +210,16 @@ def test_validation_is_the_bound_in_the_test_time_mode():
     single = validation_bound(model, x, "static", batch_size=7)["elbo"]
     assert abs(single - exact) < 6 * many.std()
 
-
 def test_active_units():
     means = torch.stack([torch.randn(500, generator=seeded()) * s for s in (1.0, 0.2, 0.05, 0.0)], 1) + 3
     assert active_units(means) == 2
 
-
 # --- what is random -------------------------------------------------------------------------------
-
 
 def test_seeds():
     (a, ta), (b, tb), (c, tc) = fit(seed=0), fit(seed=0), fit(seed=1)
     assert torch.equal(weights(a), weights(b)) and history(ta) == history(tb)
     assert not torch.equal(weights(a), weights(c)) and history(ta) != history(tc)
-
 
 def test_stochastic_pixels_are_drawn_anew_and_seeded(monkeypatch):
     calls = spy(monkeypatch)
@@ -257,14 +231,12 @@ def test_stochastic_pixels_are_drawn_anew_and_seeded(monkeypatch):
     assert torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0, 0], epochs[0, 1])
 
-
 def test_order_and_noise_differ_between_epochs_of_all_seeds():
     from gpvae.training import epoch_seed
 
     assert len({epoch_seed(s, e) for s in range(20) for e in range(0, 3000, 7)}) == 20 * len(
         range(0, 3000, 7)
     )
-
 
 def test_global_randomness_is_left_alone():
     torch.manual_seed(3)
@@ -276,7 +248,6 @@ def test_global_randomness_is_left_alone():
     evaluate(model, images(20), 3)
     assert torch.equal(torch.get_rng_state(), before)
 
-
 @pytest.mark.parametrize("shown", [True, False])
 def test_progress(capsys, shown):
     train(small(), images(65), images(40, seed=1), "static", CONFIG, bar=shown, label="small model")
@@ -285,14 +256,11 @@ def test_progress(capsys, shown):
     assert (all(word in out.err for word in ("small model", "img/s", "bound=", "kl=", "active=")) if shown
             else out.err == "")
 
-
 def test_training_helps():
     _, trainer = fit(dataclasses.replace(CONFIG, epochs=8), n=800)
     assert trainer.history[trainer.best_epoch]["valid_elbo"] > trainer.history[0]["valid_elbo"] + 0.5
 
-
 # --- when it goes wrong ---------------------------------------------------------------------------
-
 
 def poison(monkeypatch, term, after):
     "Let one term of the bound become NaN after so many steps."
@@ -306,7 +274,6 @@ def poison(monkeypatch, term, after):
 
     monkeypatch.setattr(VAE, "terms", terms)
 
-
 @pytest.mark.parametrize("term, name", [("log_px_z", r"log p\(x\|z\)"), ("kl", r"KL\(q\(z\|x\)")])
 def test_nan_stops_naming_step_and_term_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, term, name):
     path = tmp_path / "checkpoint.safetensors"
@@ -319,7 +286,6 @@ def test_nan_stops_naming_step_and_term_and_keeps_the_last_good_checkpoint(tmp_p
     model, trainer = fit(path=path)  # what it was kept for
     assert torch.equal(weights(model), weights(fit()[0])) and len(trainer.history) == 4
 
-
 @pytest.mark.parametrize("n", [16, 65])
 def test_a_huge_step_size_leaves_no_bad_checkpoint(tmp_path, n):
     path = tmp_path / "checkpoint.safetensors"
@@ -329,15 +295,12 @@ def test_a_huge_step_size_leaves_no_bad_checkpoint(tmp_path, n):
         progress = load_checkpoint(path)[1]
         assert all(math.isfinite(h["valid_elbo"]) for h in progress["history"])
 
-
 # --- checkpoints in one process -------------------------------------------------------------------
-
 
 def stopped_and_resumed(path, after, config=CONFIG):
     "Train for some epochs, then go on in a new trainer from the checkpoint."
     fit(dataclasses.replace(config, epochs=after), path=path, key="a")
     return fit(config, path=path, key="a")
-
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_resumed_training_ends_with_the_same_bits(tmp_path, after):
@@ -349,12 +312,10 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path, after):
         for name, value in v.items():
             assert torch.equal(value, again.optimizer.state_dict()["state"][k][name])
 
-
 def test_checkpoints_do_not_change_the_result(tmp_path):
     with_it, without = fit(path=tmp_path / "c.safetensors")[0], fit()[0]
     assert torch.equal(weights(with_it), weights(without))
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
-
 
 def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     whole, trainer = fit(path=tmp_path / "c.safetensors")
@@ -362,9 +323,7 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     again, second = fit(path=tmp_path / "c.safetensors")
     assert not calls and torch.equal(weights(whole), weights(again)) and second.history == trainer.history
 
-
 # --- checkpoints answer their own question --------------------------------------------------------
-
 
 def other_model(**changes):
     "The small model, built otherwise."
@@ -378,12 +337,10 @@ def other_model(**changes):
         model.decoder.requires_grad_(False)
     return model
 
-
 def flipped(x):
     x = x.clone()
     x[-1, 0, 0, 0] ^= 255
     return x
-
 
 QUESTIONS = {
     "lr": (dict(config=dict(lr=2e-2)), "lr is 0.02, not 0.01"),
@@ -406,13 +363,11 @@ QUESTIONS = {
     "refit": (dict(model=other_model(frozen=True)), "other parameters"),
 }
 
-
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     "A finished checkpoint, and its weights."
     path = tmp_path_factory.mktemp("kept") / "c.safetensors"
     return path, weights(fit(path=path)[0])
-
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_checkpoint_refuses_another_question_in_one_line(kept, question):
@@ -427,11 +382,9 @@ def test_a_checkpoint_refuses_another_question_in_one_line(kept, question):
     assert path.read_bytes() == before and torch.equal(weights(model), start)
     assert torch.equal(weights(fit(path=path)[0]), right)
 
-
 def test_other_validation_images_are_another_question(kept):
     with pytest.raises(InputError, match="other validation images"):
         train(small(), images(65), images(40, seed=2), "static", CONFIG, kept[0], bar=False)
-
 
 def test_a_number_of_a_module_is_part_of_the_question(tmp_path):
     path, model = tmp_path / "c.safetensors", other_model(likelihood=Gaussian(16))
@@ -440,7 +393,6 @@ def test_a_number_of_a_module_is_part_of_the_question(tmp_path):
     again.likelihood.min_scale = 0.05
     with pytest.raises(InputError, match="other parts of the model"):
         fit(path=path, model=again, binarisation="none")
-
 
 @pytest.mark.parametrize("change, ends", [(dict(epochs=2), 2), (dict(patience=1), 2)])
 def test_less_than_a_checkpoint_holds_is_refused(tmp_path, monkeypatch, change, ends):
@@ -452,14 +404,12 @@ def test_less_than_a_checkpoint_holds_is_refused(tmp_path, monkeypatch, change, 
     with pytest.raises(InputError, match=f"holds 4 epochs, and this training would have ended after {ends}"):
         fit(dataclasses.replace(CONFIG, **change), path=tmp_path / "c.safetensors")
 
-
 @pytest.mark.parametrize("first, then", [(dict(epochs=2, patience=50), {}),
                                          (dict(epochs=3), dict(checkpoint_seconds=9.0))])
 def test_more_epochs_end_with_the_bits_of_the_whole(tmp_path, first, then):
     path = tmp_path / "c.safetensors"
     fit(dataclasses.replace(CONFIG, **first), path=path)
     assert torch.equal(weights(fit(dataclasses.replace(CONFIG, **then), path=path)[0]), weights(fit()[0]))
-
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_more_epochs_of_a_schedule_to_zero_are_another_question(tmp_path, schedule):
@@ -468,13 +418,11 @@ def test_more_epochs_of_a_schedule_to_zero_are_another_question(tmp_path, schedu
     with pytest.raises(InputError, match="epochs is 4, not 2"):
         fit(dataclasses.replace(config, epochs=4), path=path)
 
-
 def test_the_model_that_train_left_may_ask_again(tmp_path):
     path = tmp_path / "c.safetensors"
     model, _ = fit(dataclasses.replace(CONFIG, epochs=2), path=path)
     again, _ = fit(path=path, model=model)
     assert torch.equal(weights(again), weights(fit()[0]))
-
 
 def test_a_refit_is_not_the_training_and_not_that_of_another_model(tmp_path):
     "Neither after `train` in the same path nor of a second model, whose decoder stays its own."
@@ -489,13 +437,11 @@ def test_a_refit_is_not_the_training_and_not_that_of_another_model(tmp_path):
         refit(other, *arguments, path=second, bar=False)
     assert torch.equal(weights(other), before)
 
-
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
     write_tensors(path, {"model.w": torch.ones(2)}, {"key": "", "history": [], "seconds": 0.0})
     with pytest.raises(InputError, match="of another version of gpvae: delete it"):
         fit(path=path)
-
 
 def test_the_optimisers_state_finds_its_parameters_in_other_groups():
     "By name: with weight decay the parameters stand in another order."
@@ -506,7 +452,6 @@ def test_the_optimisers_state_finds_its_parameters_in_other_groups():
     restore_optimizer(decayed.model, decayed.optimizer, optimizer_tensors(plain.model, plain.optimizer))
     for p, q in zip(plain.model.parameters(), decayed.model.parameters()):
         assert torch.equal(plain.optimizer.state[p]["exp_avg"], decayed.optimizer.state[q]["exp_avg"])
-
 
 def test_a_killed_training_ends_with_the_same_bits(tmp_path):
     "Killed as soon as there is something to continue from, and again in the middle."
@@ -524,9 +469,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path):
     assert 8 <= len(load_checkpoint(path)[1]["history"]) < 30
     assert torch.equal(weights(fit(config, path=path)[0]), weights(fit(config)[0]))
 
-
 # --- threads, types, what is looked at ------------------------------------------------------------
-
 
 def test_trainings_in_threads_are_those_of_a_process_alone():
     "Each epoch has the global generator for itself, and afterwards it is as it was."
@@ -549,7 +492,6 @@ def test_trainings_in_threads_are_those_of_a_process_alone():
         assert torch.equal(found[s], expected[s])
     assert torch.equal(torch.get_rng_state(), before)
 
-
 def test_the_precision_of_one_thread_is_not_that_of_another():
     x, inside, go = torch.rand(8, *SHAPE), threading.Event(), threading.Event()
     trunk, found = mlp_trunk(SHAPE, (8,)), []
@@ -569,13 +511,11 @@ def test_the_precision_of_one_thread_is_not_that_of_another():
     thread.join()
     assert torch.equal(here, expected) and not torch.equal(found[0], expected)
 
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_refused(dtype):
     for call in (lambda m: fit(model=m), lambda m: validation_bound(m, images(4), "static")):
         with pytest.raises(InputError, match=r"numbers are .*float16: train model.float\(\)"):
             call(small().to(dtype))
-
 
 @pytest.mark.parametrize("binarisation", ["static", "floats"])
 def test_a_model_of_double_precision_trains(binarisation):
@@ -584,28 +524,23 @@ def test_a_model_of_double_precision_trains(binarisation):
     trainer = train(model, x, x[:20], binarisation, CONFIG, bar=False)
     assert weights(model).dtype == torch.float64 and math.isfinite(trainer.history[-1]["valid_elbo"])
 
-
 def test_nothing_that_learns_is_one_line():
     with pytest.raises(InputError, match="nothing of the model learns"):
         fit(model=small().requires_grad_(False))
-
 
 def test_a_warm_up_of_the_randomness_ends_with_the_training():
     model = bernoulli_model(gp_encoder()).float()
     fit(dataclasses.replace(CONFIG, epochs=1, noise_warmup=9), model=model)
     assert model.encoder.noise_scale == 1.0
 
-
 @pytest.mark.parametrize("max_norm, cut", [(None, 0.0), (1e9, 0.0), (1e-6, 1.0)])
 def test_the_history_keeps_the_largest_norm_and_the_share_of_cut_steps(max_norm, cut):
     last = fit(dataclasses.replace(CONFIG, max_norm=max_norm))[1].history[-1]
     assert last["cut"] == cut and last["norm_max"] >= last["norm"] > 0
 
-
 def test_no_norm_is_no_cut():
     assert torch.equal(weights(fit(dataclasses.replace(CONFIG, max_norm=None))[0]),
                        weights(fit(dataclasses.replace(CONFIG, max_norm=1e30))[0]))
-
 
 def test_weight_decay_shrinks_the_layers_and_nothing_else():
     "With gradients of zero a step is the decay alone; random weights have a prior instead."

@@ -18,16 +18,13 @@ from toys import seeded
 
 SHAPE = (1, 4, 4)
 
-
 def pixels(n=50, shape=SHAPE):
     return torch.rand(n, *shape, generator=seeded())
-
 
 def kill(layer, units, value=-1e3):
     with torch.no_grad():
         layer.bias[units] = value
         layer.weight[units] = 0.0
-
 
 @pytest.mark.parametrize("activation, value, expected",
                          [(nn.ReLU(), -5.0, (0.5, 0.0)), (nn.ReLU(), 5.0, (0.0, 0.5)),
@@ -43,7 +40,6 @@ def test_units_of_every_kind(activation, value, expected):
     found = dead_units(model, pixels())
     assert (found.decoder_dead, found.decoder_saturated) == expected
 
-
 def test_a_unit_that_fires_once_is_alive():
     model, x = small(), torch.zeros(51, *SHAPE)
     with torch.no_grad():
@@ -53,7 +49,6 @@ def test_a_unit_that_fires_once_is_alive():
     x[-1] = 1.0
     for batch_size in (7, 500):
         assert dead_units(model, x, batch_size).encoder_dead == 0
-
 
 def test_a_unit_of_a_convolution_is_a_channel():
     trunk, decoder = conv_trunk((1, 8, 8), 12, 4), ConvDecoder(2, (1, 8, 8), 12, 4)
@@ -66,7 +61,6 @@ def test_a_unit_of_a_convolution_is_a_channel():
     assert (found.encoder_dead + found.encoder_saturated == 1 and found.encoder_dead >= 4 / 16
             and found.decoder_dead == before.decoder_dead)
 
-
 def test_looking_changes_nothing():
     model = small().train()
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
@@ -75,11 +69,9 @@ def test_looking_changes_nothing():
     assert all(m.training and not m._forward_hooks for m in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
-
 def test_networks_without_modules_of_activations_have_no_number():
     model = VAE(AmortizedEncoder(nn.Flatten(), 16, 2), nn.Linear(2, 16), Bernoulli())
     assert all(share != share for share in dead_units(model, pixels()))
-
 
 @pytest.mark.parametrize("units, part, lr_warmup, words", [
     (UnitShares(0.05, 0.0, 0.46, 0.0), "decoder", 0, "46 % of the decoder's units never fire: use lr_warmup"),
@@ -92,7 +84,6 @@ def test_networks_without_modules_of_activations_have_no_number():
 ])
 def test_it_is_said_in_words(units, part, lr_warmup, words):
     assert units_message(units, part, lr_warmup) == words
-
 
 def test_training_says_it_once_and_keeps_it():
     model = small()

@@ -30,7 +30,6 @@ def model_of(likelihood="bernoulli", seed=0, **options):
     return VAE(encoder(seed=seed, **options), decoder,
                perturb(LIKELIHOODS[likelihood](16).double(), 0.5, seed))
 
-
 def local_of(model, n=4, seed=1):
     "Points, the images there, and the decoder around them."
     mu = torch.randn(n, Z, generator=seeded(seed), dtype=F64)
@@ -40,7 +39,6 @@ def each(log_joint, mu, function):
     "A derivative of log p(x, z) in z, image by image, by autograd."
     return torch.stack([function(lambda z: log_joint.model.log_joint(x[None], z[None, None])[0, 0], m)
                         for x, m in zip(log_joint.x, mu)])
-
 
 @pytest.fixture(params=LIKELIHOODS)
 def likelihood(request): return request.param

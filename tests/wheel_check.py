@@ -30,10 +30,8 @@ for name in names: importlib.import_module(name)
 print("imports without the tools:", *names)
 """
 
-
 def sh(*command, **kw):
     return subprocess.run([str(c) for c in command], check=True, stdin=subprocess.DEVNULL, **kw)
-
 
 def build(work):
     "A wheel from a copy of what belongs in it, so that nothing an earlier build left behind comes along."
@@ -47,14 +45,12 @@ def build(work):
         sys.exit(built.stdout + built.stderr)
     return next(work.glob("*.whl"))
 
-
 def check_files(wheel):
     "Every file of the package is in the wheel, and nothing else is."
     want = {p.relative_to(ROOT).as_posix()
             for p in (ROOT / "gpvae").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     have = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert want == have, f"missing from the wheel: {sorted(want - have)}; only there: {sorted(have - want)}"
-
 
 def check_requirements():
     """What the modules import at their top is named in settings.ini; what they need only in one place is
@@ -72,7 +68,6 @@ def check_requirements():
                   if not named & {d.lower() for d in owners.get(u, [])})
     assert not lost, f"imported, but not among the requirements of settings.ini: {lost}"
 
-
 def closure(dist):
     "The installed distributions that `dist` needs, directly and through others, without extras."
     found, todo = {}, list(map(Requirement, dist.requires or []))
@@ -83,7 +78,6 @@ def closure(dist):
         found[r.name.lower()] = needed = distribution(r.name)
         todo += map(Requirement, needed.requires or [])
     return found.values()
-
 
 def environment(wheel, home):
     """A new environment: the wheel, and links to what it needs by its own metadata; the same files that pip
@@ -99,7 +93,6 @@ def environment(wheel, home):
                 (site / name).symlink_to(Path(dist.locate_file(name)).absolute())
     return python
 
-
 def train(python, work):
     "One run on the embedded images, by the installed command."
     out = ["--runs", work / "runs", "--quiet"]
@@ -111,7 +104,6 @@ def train(python, work):
     path = sh(python.parent / "gpvae", "snakefile", cwd=work, capture_output=True, text=True).stdout.strip()
     assert Path(path).is_file(), path
 
-
 def main():
     with tempfile.TemporaryDirectory() as tmp:
         wheel = build(Path(tmp))
@@ -120,7 +112,6 @@ def main():
         python = environment(wheel, Path(tmp) / "venv")
         sh(python, "-c", IMPORT_ALL.format(tools=TOOLS), cwd=tmp)
         train(python, Path(tmp))
-
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,6 @@ CLEAR, HARMLESS, TRACEBACK, SILENT = OUTCOMES = ("clear error", "harmless", "tra
 FAULTS = (TRACEBACK, SILENT)
 SHOWN = 300  # faults
 
-
 def outcome(call: Callable, is_right: Callable = lambda result: False) -> tuple[str, str]:
     "The outcome of a call that should be refused, and its message; `is_right` knows a sound result."
     try:
@@ -23,7 +22,6 @@ def outcome(call: Callable, is_right: Callable = lambda result: False) -> tuple[
             raise
         return TRACEBACK, " ".join(f"{type(e).__name__}: {e}".split())[:150]
     return (HARMLESS, "") if is_right(result) else (SILENT, " ".join(repr(result).split())[:90])
-
 
 class Tally:
     "Outcomes by kind."

@@ -13,7 +13,6 @@ for name, value in dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE").items():
 NUMBERS = {"damage": 60, "kills": 100, "inputs": 1}
 MEANING = "places of each kind of damage and file (60); kills (100); every so-manyth input (1)"
 
-
 def main() -> int:
     parser = argparse.ArgumentParser("python -m faults", description=__doc__)
     parser.add_argument("what", choices=NUMBERS)
@@ -28,7 +27,6 @@ def main() -> int:
 
     torch.set_num_threads(1)
     return importlib.import_module(f"faults.{args.what}").main(args.number or NUMBERS[args.what], **limit)
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -31,7 +31,6 @@ GAPS = GapSettings(AISConfig(temperatures=3, chains=2, leapfrog_steps=1, start="
                    samples=10, k=4, simulated=3, chunk=8)
 BLOCK = 48  # bytes
 
-
 class Kept(NamedTuple):
     "A file that is kept."
 
@@ -39,7 +38,6 @@ class Kept(NamedTuple):
     path: Path
     other: bytes  # the content of the same file of another run
     read: Callable  # what the package reads from it
-
 
 def content(value: object) -> object:
     "Whatever was read, as something that can be compared to the bit."
@@ -57,9 +55,7 @@ def content(value: object) -> object:
         return [content(v) for v in value]
     return repr(value)
 
-
 # --- one finished run, and another ----------------------------------------------------------------
-
 
 def finished(folder: Path, seed: int) -> tuple[Path, Store, Path]:
     "A run with times and gaps, a store with its rows, and a prepared copy: folder, store, folder."
@@ -72,7 +68,6 @@ def finished(folder: Path, seed: int) -> tuple[Path, Store, Path]:
     measure(Study("one", "One", (spec,)), store, folder / "runs", COUNTS, GAPS, seed, "cpu", bar=False)
     return result.folder, store, next((data / "prepared").iterdir())
 
-
 def other_images(folder: Path) -> Path:
     "A prepared copy of other images of the same shapes."
     x = load("digits", folder.parent)
@@ -83,7 +78,6 @@ def other_images(folder: Path) -> Path:
     np.savez(own, **{f"x_{s}": as_saved(getattr(x, f"x_{s}")) for s in ("train", "valid", "test")}, **labels)
     load("digits", folder)
     return next((folder / "prepared").iterdir())
-
 
 def kept_files(folder: Path) -> list[Kept]:
     "Every file that a run, its measurements, the store and the data keep, each with its reader."
@@ -113,7 +107,6 @@ def kept_files(folder: Path) -> list[Kept]:
                           lambda: load("digits", data)))
     return files
 
-
 def run_readers(mine: Path) -> list[tuple[Path, Callable]]:
     "The files in the folder of a run, and how each is read."
     model, config = load_model(mine), read_config(mine)
@@ -127,31 +120,25 @@ def run_readers(mine: Path) -> list[tuple[Path, Callable]]:
         readers[f"gap_{split}.npz"] = partial(measure_split, mine, model, split, x[split], binarisation, GAPS)
     return [(mine / name, read) for name, read in readers.items()]
 
-
 # --- four ways to damage a file -------------------------------------------------------------------
-
 
 def place(size: int, share: float, width: int = 1) -> int:
     return round(share * max(0, size - width))
-
 
 def flip(old: bytes, share: float, other: bytes, rng: random.Random) -> bytes:
     "One bit."
     i = min(place(len(old), share), len(old) - 1)
     return old[:i] + bytes([old[i] ^ 1 << rng.randrange(8)]) + old[i + 1 :]
 
-
 def cut(old: bytes, share: float, other: bytes, rng: random.Random) -> bytes:
     "The end is lost."
     return old[: place(len(old), share)]
-
 
 def zero(old: bytes, share: float, other: bytes, rng: random.Random) -> bytes:
     "A block of zeros."
     n = min(BLOCK, len(old) // 4 + 1)
     i = place(len(old), share, n)
     return old[:i] + bytes(n) + old[i + n :]
-
 
 def swap(old: bytes, share: float, other: bytes, rng: random.Random) -> bytes:
     "The whole file of another run, a block of it, or two blocks of the file itself."
@@ -166,9 +153,7 @@ def swap(old: bytes, share: float, other: bytes, rng: random.Random) -> bytes:
         j = i + n
     return old[:i] + old[j : j + n] + old[i + n : j] + old[i : i + n] + old[j + n :]
 
-
 DAMAGES = (flip, cut, zero, swap)
-
 
 def damaged(file: Kept, old: bytes, damage: Callable, share: float, rng: random.Random) -> bytes:
     "Content that differs from what was written."
@@ -178,7 +163,6 @@ def damaged(file: Kept, old: bytes, damage: Callable, share: float, rng: random.
             return new
         share = rng.random()  # a block of zeros, or the same in both runs
     return flip(old, share, file.other, rng)
-
 
 def damage_file(file: Kept, places: int, tally: Tally) -> None:
     "Damage a file at so many places in each way."
@@ -195,7 +179,6 @@ def damage_file(file: Kept, places: int, tally: Tally) -> None:
     file.path.write_bytes(old)
     os.utime(file.path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert content(file.read()) == right
-
 
 def main(places: int) -> int:
     tally = Tally()

@@ -33,7 +33,6 @@ EPOCHS = 10
 SPEC = LONG.change(epochs=EPOCHS)
 OTHER = dataclasses.replace(SPEC, seed=1)
 
-
 class Job(NamedTuple):
     "What is killed; every function is handed the job's own folder."
 
@@ -42,18 +41,14 @@ class Job(NamedTuple):
     everything: Callable[[Path], dict]  # all that must be the same bits in the end, by name
     where: Callable[[Path], str]  # how far a killed process has come
 
-
 def data_of(folder: Path) -> None:
     os.environ["GPVAE_DATA"] = str(folder / "data")
-
 
 def run_folder(folder: Path) -> Path:
     data_of(folder)
     return folder / "runs" / resolve(SPEC).id
 
-
 # --- a run: images, training, evaluation, times, rows ---------------------------------------------
-
 
 def finish(folder: Path, spec: RunSpec = SPEC) -> None:
     "Train, judge, time and keep a run."
@@ -62,12 +57,10 @@ def finish(folder: Path, spec: RunSpec = SPEC) -> None:
     if not (at / "timing.json").exists():
         time_run(at, "cpu", repeats=5)
 
-
 def keep(folder: Path) -> None:
     finish(folder)
     result_of = open_run(run_folder(folder), SPEC)
     Store(folder / "store").keep([result_of], [result_of.config.id])
-
 
 def of_run(folder: Path) -> dict:
     "A run, and its rows and arrays in the store; its times must be there, whatever they are."
@@ -81,7 +74,6 @@ def of_run(folder: Path) -> dict:
     return dict(parts) | {"rows": rows.to_csv(), "modes": store.table("modes").to_csv(), "arrays": arrays,
                           "times that were not measured": times}
 
-
 def stage(folder: Path) -> str:
     if not list((folder / "data").glob("prepared/digits*")):
         return "preparing images"
@@ -94,15 +86,12 @@ def stage(folder: Path) -> str:
         return "timing"
     return "saving" if not (folder / "store" / "modes.csv").exists() else "after saving"
 
-
 # --- saving alone: a finished run, and a store that has rows and images of another ----------------
-
 
 def finished(folder: Path) -> None:
     finish(folder, OTHER)
     Store(folder / "store").keep([open_run(folder / "runs" / resolve(OTHER).id, OTHER)])
     finish(folder)
-
 
 def saving(folder: Path) -> str:
     "Whether a file of the store has changed yet."
@@ -110,9 +99,7 @@ def saving(folder: Path) -> str:
                 for at in (folder.parent / "start", folder))
     return "saving" if old != new else "before saving"
 
-
 # --- rendering: a store with a run, and no page ---------------------------------------------------
-
 
 def draw(folder: Path) -> None:
     data_of(folder)
@@ -120,7 +107,6 @@ def draw(folder: Path) -> None:
         folder / "jupyter"
     )  # a killed process leaves the kernel's ports there
     render(Study("page", "A page", (SPEC,), reference="gpvae"), Store(folder / "store"))
-
 
 def of_page(folder: Path) -> dict:
     page, files = (nbformat.read(folder / "store" / "page.ipynb", as_version=4),
@@ -130,26 +116,22 @@ def of_page(folder: Path) -> dict:
             "files": [(p.name, p.is_file() and p.suffix in (".csv", ".npz") and p.read_bytes())
                       for p in files if p.name != ".lock"]}
 
-
 # --- kills ----------------------------------------------------------------------------------------
 
 JOBS = {"rendering": Job(keep, draw, of_page, lambda folder: "rendering"),
         "saving": Job(finished, keep, of_run, saving),
         "a run": Job(lambda folder: None, keep, of_run, stage)}
 
-
 def shares(kills: int) -> dict[str, int]:
     "Kills of each job: a page takes long to render, and most that can go wrong is in a run."
     some = {"rendering": kills // 7, "saving": kills // 3}
     return some | {"a run": kills - sum(some.values())}
-
 
 def start(work: Callable, folder: Path):
     "A process that does it, forked, so that its time is not that of importing torch."
     process = multiprocessing.get_context("fork").Process(target=work, args=(folder,))
     process.start()
     return process
-
 
 def whole(work: Callable, folder: Path) -> float:
     "Do the work undisturbed; its seconds."
@@ -158,11 +140,9 @@ def whole(work: Callable, folder: Path) -> float:
     assert process.exitcode == 0
     return time.perf_counter() - begin
 
-
 def children(pid: int) -> list[int]:
     "Processes that a process has started, where the system tells."
     return [int(p) for path in Path(f"/proc/{pid}/task").glob("*/children") for p in path.read_text().split()]
-
 
 def killed(work: Callable, folder: Path, after: float) -> tuple[int, list[int]]:
     "Kill the work after so many seconds: the exit code, and the processes that it had started."
@@ -173,13 +153,11 @@ def killed(work: Callable, folder: Path, after: float) -> tuple[int, list[int]]:
     process.join()
     return process.exitcode, started
 
-
 def working(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
 
 def left_over(folder: Path, started: list[int]) -> list[str]:
     "Temporary files and folders that nothing took away, and processes that go on; locks stay."
@@ -189,10 +167,8 @@ def left_over(folder: Path, started: list[int]) -> list[str]:
     files = [p for p in folder.rglob("*") if p.name.startswith((".", "tmp")) and p.name != ".lock"]
     return [str(p.relative_to(folder)) for p in files] + [f"process {p}" for p in started if working(p)]
 
-
 def differences(found: dict, expected: dict) -> list[str]:
     return [f"{name} differ" for name in expected if found[name] != expected[name]]
-
 
 class Work:
     "A job that is killed, again and again, until it is let finish."
@@ -233,7 +209,6 @@ class Work:
         for moment in self.hits or (["not killed"] if faults else []):
             tally.add(moment, f"work {self.folder.name}", (outcome, "; ".join(faults)))
         shutil.rmtree(self.folder)
-
 
 def main(kills: int, seconds: float = SECONDS) -> int:
     tally, done, end = Tally(), Counter(), time.perf_counter() + seconds
