@@ -1,11 +1,11 @@
 """One thread, checked shapes, and the folders that tests write to. A mutated copy of the package, first on
 PYTHONPATH, is what gets imported and checked."""
 import os
-import sys
 for name, value in dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE").items():
     os.environ.setdefault(name, value)
 
 import quick # noqa: F401
+import checker
 from jaxtyping import install_import_hook
 install_import_hook("gpvae", "checker.checked")
 
@@ -14,7 +14,8 @@ import torch
 torch.set_num_threads(1)
 
 def pytest_runtest_setup():
-    sys.modules["checker"].begin()
+    "The first calls of every test are checked."
+    checker.begin()
 
 def needs_set(name):
     """Mark a test that reads the image set `name`: it is skipped, with the reason, where the set is missing;
