@@ -1,7 +1,8 @@
 "Untrained models of the methods, for images of any shape."
 
 from gpvae.study import config
-from gpvae.study.config import DataConfig, RunConfig, RunSpec, merge_settings
+from gpvae.study.config import RunConfig, RunSpec, merge_settings
+from gpvae.study.settings import DataConfig
 
 
 def build_model(spec: RunSpec, x_shape: tuple[int, int, int]):

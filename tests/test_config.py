@@ -10,9 +10,10 @@ from gpvae.checks import InputError
 from gpvae.data import load
 from gpvae.files import read_json, write_json
 from gpvae.study import config as module
-from gpvae.study.config import (BUDGETS, PROTOCOL, RunSpec, build_model, config_from_json, config_to_json,
-                                load_images, parse_setting, refit_of, resolve, resolve_all)
+from gpvae.study.config import (PROTOCOL, RunSpec, build_model, config_from_json, config_to_json, load_images,
+                                refit_of, resolve, resolve_all)
 from gpvae.study.methods import METHODS, encoder_options
+from gpvae.study.settings import BUDGETS, parse_setting
 
 SETTINGS = dict(epochs=3, hidden=(16, 16), n_train=200, n_test=50, k=5, kl_warmup=1)
 SPEC = RunSpec(method="vae", z_dim=4, settings=SETTINGS)
@@ -77,7 +78,7 @@ def test_nothing_is_left_open():
 
 
 def test_a_configuration_is_written_and_read(tmp_path):
-    config = resolve(refit_of(SPEC, "gpvae", epochs=2).change(natural_step=0.5, natural_steps=2), DIGITS)
+    config = resolve(refit_of(SPEC, "gpvae", epochs=2).change(natural_step=0.5), DIGITS)
     write_json(tmp_path / "config.json", config_to_json(config))
     content = read_json(tmp_path / "config.json")
     content.pop("sha256", None)
@@ -102,7 +103,7 @@ def test_the_line_that_names_a_run_in_results_says_what_is_changed_alone():
 
 
 def test_judging_differently_is_one_training():
-    judged = SPEC.change(natural_step=0.5, inflation=2.0)
+    judged = SPEC.change(natural_step=0.5)
     config = resolve(judged, DIGITS)
     assert config.id != name_of() == config.trained.id and config.trained.spec.text() == SPEC.text()
 
@@ -132,8 +133,7 @@ def test_a_refit_has_the_decoder_of_its_parent():
                           (dict(settings=dict(milestones=(5.0, 3.0))), "must increase"),
                           (dict(settings=dict(k=0)), "k is 0"),
                           (dict(settings=dict(network="mpl")), "did you mean 'mlp'"),
-                          (dict(settings=dict(inflation=0.0)), "inflation"),
-                          (dict(settings=dict(natural_steps=2)), "name their factor too"),
+                          (dict(settings=dict(natural_step=2)), "natural_step is 2.0"),
                           (dict(binarisation="none"), "binary pixels"),
                           (dict(settings=(("lr", 1.0), ("lr", 2.0))), "given 2 times"),
                           (dict(settings="lr"), "pass pairs"),

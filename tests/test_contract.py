@@ -9,8 +9,9 @@ import torch
 from gpvae.checks import InputError
 from gpvae.evaluation.iwae import estimate_batch
 from gpvae.posteriors import Posterior
-from gpvae.study.config import SECTION_OF, RunSpec
+from gpvae.study.config import RunSpec
 from gpvae.study.methods import METHODS, encoder_options
+from gpvae.study.settings import SECTION_OF
 from models import build_model
 from gpvae.train_step import TrainConfig, train_step
 from gpvae.vae import Wrapper, evaluating

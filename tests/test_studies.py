@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from gpvae.checks import InputError
-from gpvae.study.config import BUDGETS, RunSpec, merge_settings
+from gpvae.study.config import RunSpec, merge_settings
+from gpvae.study.settings import BUDGETS
 from gpvae.study.studies import (DEFAULTS, Study, find_study, grid, named_studies, parse_study,
                                  preset_studies, refined_variants, replace_seed)
 

@@ -103,8 +103,9 @@ def run_model(args: argparse.Namespace) -> int:
     "Train, judge and record one model; a finished run is opened, a killed one continues."
     if args.attached:
         threading.Thread(target=end_with_parent, daemon=True).start()
-    from gpvae.study.config import RunSpec, parse_setting
+    from gpvae.study.config import RunSpec
     from gpvae.study.run import run
+    from gpvae.study.settings import parse_setting
     if args.spec is None:
         settings = list(map(parse_setting, args.settings))
         spec = RunSpec(args.dataset, args.method, args.z_dim, args.seed, args.budget, args.likelihood,
@@ -120,8 +121,9 @@ def run_model(args: argparse.Namespace) -> int:
 def refit_encoder(args: argparse.Namespace) -> int:
     "Train the encoder of a finished run on, with images drawn from the model; the decoder stays frozen."
     from gpvae.checks import require
-    from gpvae.study.config import parse_setting, refit_of
+    from gpvae.study.config import refit_of
     from gpvae.study.run import is_finished, open_run, run, runs_root
+    from gpvae.study.settings import parse_setting
     folder = next(filter(is_finished, (Path(args.run).absolute(), runs_root(args.runs) / args.run)), None)
     require(folder is not None, f"{args.run} is no finished run: give its id or its folder")
     changes = dict(map(parse_setting, args.settings))

@@ -1,11 +1,9 @@
-"Budgets, the specification of a run, and its resolution into the configuration that decides the result."
-import ast
+"The specification of a run, as asked, and its resolution into the configuration that decides the result."
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import SupportsIndex, get_args, get_origin
+from typing import SupportsIndex
 
 import torch
 
@@ -13,101 +11,17 @@ from gpvae.checks import InputError, check_kinds, choose, require
 from gpvae.data import ImageSet, check_binarisation, load
 from gpvae.files import sha256
 from gpvae.likelihoods import LIKELIHOODS
-from gpvae.networks import ACTIVATIONS, ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
+from gpvae.networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
 from gpvae.sources import CHOICES
-from gpvae.study.methods import METHODS, encoder_options
+from gpvae.study.methods import METHODS
+from gpvae.study.settings import (SECTION_OF, SECTIONS, Budget, DataConfig, EvaluationConfig, ModelConfig,
+                                  complete, into_sections, plain_value, usual_settings)
 from gpvae.train_step import TrainConfig
 from gpvae.vae import VAE
 
 PROTOCOL = 4             # raise when the same specification would give another result
 MAX_SEED = 10**12        # seeds of noise are made from it and must fit into a generator
 MAX_Z_DIM = 10_000       # latent dimensions
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    "How many images; None: all that there are."
-    n_train: int | None = 10_000
-    n_valid: int | None = 2000
-    n_test: int | None = None
-
-    def __post_init__(self):
-        check_kinds(int, 1, **{k: v for k, v in asdict(self).items() if v is not None})
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    "Sizes of trunk and decoder."
-    network: str = "auto"                # mlp, conv, or auto: convolutional for colour
-    hidden: tuple[int, ...] = (500, 500)  # widths of trunk and decoder, from the image side on
-    trunk: tuple[int, ...] = ()          # widths of the trunk; (): those of `hidden`
-    activation: str = "relu"             # between the layers: relu, gelu, silu
-    start: str = "trained"               # of a refit: its encoder goes on (trained), or a new one begins (new)
-
-    def __post_init__(self):
-        choose("network", self.network, ("auto", "mlp", "conv"))
-        choose("start", self.start, ("trained", "new"))
-        choose("activation", self.activation, ACTIVATIONS)
-        for name in ("hidden", "trunk"):
-            require(isinstance(getattr(self, name), (tuple, list)), f"{name} must be a tuple of widths")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            check_kinds(int, 1, **{f"{name}[{i}]": width for i, width in enumerate(getattr(self, name))})
-        require(len(self.hidden) > 0, "hidden is (): name at least one width, as in hidden=(500,500)")
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    "How the trained model is judged."
-    k: int = 100                 # importance samples of the test likelihood
-    inflation: float = 1.        # factor on the variances of the importance proposal
-    natural_step: float = 0.     # factor of natural-gradient steps at test time; 0: none
-    natural_steps: int = 1       # how many, if any
-    variance_scale: float = 1.   # factor on the variance of random functions at test time
-
-    def __post_init__(self):
-        check_kinds(int, 1, k=self.k, natural_steps=self.natural_steps)
-        positive = dict(inflation=self.inflation, variance_scale=self.variance_scale)
-        check_kinds(float, **positive, natural_step=self.natural_step)
-        for name, value in positive.items():
-            require(value > 0, f"{name} is {value}: it must be positive")
-        require(0 <= self.natural_step <= 1, f"natural_step is {self.natural_step}: choose from 0 to 1")
-        taken = self.natural_steps == 1 or self.natural_step > 0
-        require(taken, f"natural_steps is {self.natural_steps}: name their factor too, as in natural_step=0.5")
-
-
-@dataclass(frozen=True)
-class Budget:
-    "Everything that costs time, under one name."
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-
-
-SECTIONS = {f.name: f.type for f in fields(Budget)}
-SECTION_OF = {f.name: section for section, kind in SECTIONS.items() for f in fields(kind) if f.name != "seed"}
-
-CPU_TRAINING = TrainConfig(epochs=80, milestones=(50., 60., 70.), weight_decay=0.2, kl_warmup=40, patience=20)
-BUDGETS = {
-    "smoke": Budget(DataConfig(2000, 500, 1000), ModelConfig(hidden=(200, 200)),
-                    TrainConfig(epochs=100, weight_decay=0.2, kl_warmup=20, checkpoint_seconds=1.)),
-    "cpu": Budget(train=CPU_TRAINING),
-    "paper": Budget(DataConfig(None, None),
-                    train=TrainConfig(epochs=2000, lr=5e-4, weight_decay=0.02, kl_warmup=200, patience=200,
-                                      checkpoint_seconds=30.)),
-    "published": Budget(DataConfig(None, None), ModelConfig(hidden=(400,)),
-                        TrainConfig(epochs=700, batch_size=100, weight_decay=0.03, kl_warmup=20,
-                                    milestones=(500., 550., 590., 625., 655., 680.), lr_factor=0.5),
-                        EvaluationConfig(k=200)),
-}
-FAMILY_SETTINGS = {"sa": {"weight_decay": 0.4}}  # where validation images choose another than the VAE's
-
-
-def plain_value(value: object) -> object:
-    "A number of NumPy as one of Python, a list as a tuple."
-    if isinstance(value, list):
-        return tuple(map(plain_value, value))
-    return value.item() if hasattr(value, "dtype") and hasattr(value, "item") else value
 
 
 @dataclass(frozen=True)
@@ -124,16 +38,15 @@ class RunSpec:
     parent: "RunSpec | None" = None     # its trained decoder stays frozen, the encoder alone is trained
 
     def __post_init__(self):
-        some = isinstance(self.settings, (Mapping, Sequence))
-        require(some, f"settings is {self.settings!r}: pass pairs (key, value)")
         pairs = self.settings.items() if isinstance(self.settings, Mapping) else self.settings
-        pairs = [tuple(pair) for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2]
-        require(len(pairs) == len(self.settings), f"settings is {self.settings!r}: pass pairs (key, value)")
+        try:
+            pairs = [(key, plain_value(value)) for key, value in pairs]
+        except (TypeError, ValueError):
+            raise InputError(f"settings is {self.settings!r}: pass pairs (key, value)") from None
         names = [key for key, _ in pairs]
         for name in names:
             require(names.count(name) == 1, f"{name} is given {names.count(name)} times: give it once")
-        settings = tuple(sorted((key, plain_value(value)) for key, value in pairs))
-        object.__setattr__(self, "settings", settings)
+        object.__setattr__(self, "settings", tuple(sorted(pairs)))
         for name in ("z_dim", "seed"):
             object.__setattr__(self, name, plain_value(getattr(self, name)))
 
@@ -162,9 +75,9 @@ class RunSpec:
 
     def text(self) -> str:
         "One line that names the specification in results files; the same run has the same line."
-        usual = usual_settings(self)
-        changed = [f"{k}={as_declared(v, declared_kind(k, usual.get(k)))!r}".replace(" ", "")
-                   for k, v in self.settings if usual.get(k, self) != v]
+        usual = usual_settings(self.method, self.budget)
+        values = complete(self.method, self.budget, self.settings)
+        changed = [f"{k}={values[k]!r}".replace(" ", "") for k, _ in self.settings if values[k] != usual[k]]
         choice = CHOICES.get(self.dataset)
         likelihood, binarisation = self.likelihood, self.binarisation
         if choice:
@@ -175,73 +88,9 @@ class RunSpec:
         return " ".join(words) + (f" | decoder of {self.parent.text()}" if self.parent else "")
 
 
-def parse_setting(text: str) -> tuple[str, object]:
-    "`key=value` as a pair; the value is a Python literal, else a string."
-    require("=" in text, f"--set {text!r} is not key=value")
-    key, value = text.split("=", 1)
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return key, value
-
-
-def usual_settings(spec: RunSpec) -> dict[str, object]:
-    "What every setting and option is where the specification does not change it."
-    choose("method", spec.method, METHODS)
-    budget = BUDGETS[choose("budget", spec.budget, BUDGETS)]
-    usual = {key: getattr(getattr(budget, section), key) for key, section in SECTION_OF.items()}
-    return usual | encoder_options(spec.method) | FAMILY_SETTINGS.get(METHODS[spec.method].family, {})
-
-
-def check_kind(key: str, value: object, default: object) -> None:
-    "Raise `InputError` unless a setting has its declared kind, an option of an encoder that of its default."
-    declared = declared_kind(key, default)
-    kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
-    fits = False
-    for kind in kinds:
-        many = get_origin(kind) or kind
-        truth = isinstance(value, bool) and kind is not bool
-        fits |= not truth and isinstance(value, (int, float) if kind is float else many)
-    for number in value if isinstance(value, (tuple, list)) else (value,):
-        fits &= not isinstance(number, (int, float)) or abs(number) < 2**63  # infinity and NaN are none
-        item = get_args(declared)[0] if get_origin(declared) is tuple else object
-        fits &= isinstance(number, (int, float) if item is float else item)
-        fits &= number is value or not isinstance(number, bool)
-    require(fits, f"setting {key}={value!r}: expected something like {100 if default is None else default!r}")
-
-
-def declared_kind(key: str, default: object) -> object:  # a type, a union or a generic
-    "The annotation of a setting; the type of the default of an encoder's option."
-    if key not in SECTION_OF:
-        return type(default)
-    return next(f.type for f in fields(SECTIONS[SECTION_OF[key]]) if f.name == key)
-
-
 def merge_settings(spec: RunSpec) -> tuple[Budget, dict[str, object]]:  # sections, options of the encoder
     "The budget with the family's and the specification's changes, checked."
-    usual = usual_settings(spec)
-    options = encoder_options(spec.method)
-    for key, value in spec.settings:
-        choose(f"setting of method {spec.method}", key, [*SECTION_OF, *sorted(options)])
-        check_kind(key, value, usual[key])
-    merged = usual | dict(spec.settings)
-    sections = {}
-    for section, kind in SECTIONS.items():
-        values = {key: merged[key] for key, of in SECTION_OF.items() if of == section}
-        values = {k: as_declared(v, declared_kind(k, None)) for k, v in values.items()}
-        sections[section] = kind(**values | ({"seed": spec.seed} if section == "train" else {}))
-    milestones = sections["train"].milestones
-    rising = all(a < b for a, b in zip(milestones, milestones[1:]))
-    require(rising, f"milestones is {milestones}: the epochs must increase")
-    return Budget(**sections), {k: as_declared(merged[k], type(v)) for k, v in options.items()}
-
-
-def as_declared(value: object, kind: object) -> object:
-    "A whole number as a float where a float is declared: 20 and 20.0 are one setting."
-    if get_origin(kind) is tuple and get_args(kind)[0] is float:
-        return tuple(map(float, value))
-    wants_float = kind is float or float in get_args(kind)
-    return float(value) if wants_float and isinstance(value, int) and not isinstance(value, bool) else value
+    return into_sections(complete(spec.method, spec.budget, spec.settings), spec.seed)
 
 
 @dataclass(frozen=True)
@@ -262,7 +111,7 @@ class RunConfig:
     train: TrainConfig
     evaluation: EvaluationConfig
     parent: "RunConfig | None" = None
-    protocol: int = field(default=PROTOCOL)
+    protocol: int = PROTOCOL
 
     @property
     def id(self) -> str:  # 12 hexadecimal digits
@@ -274,9 +123,8 @@ class RunConfig:
     @property
     def trained(self) -> "RunConfig":
         "The same training, judged as usual: its checkpoint serves every way of judging."
-        usual = replace(EvaluationConfig(), k=self.evaluation.k)
-        changes = {k: v for k, v in self.spec.settings if SECTION_OF.get(k) != "evaluation" or k == "k"}
-        return replace(self, evaluation=usual, spec=replace(self.spec, settings=changes))
+        changes = {k: v for k, v in self.spec.settings if k != "natural_step"}
+        return replace(self, evaluation=EvaluationConfig(self.evaluation.k), spec=replace(self.spec, settings=changes))
 
 
 def resolve(spec: RunSpec, data: ImageSet | None = None  # the whole image set, where it is loaded already

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from gpvae.checks import require
 from gpvae.data import Splits, prepare_splits
-from gpvae.encoders.gp import GPEncoder
 from gpvae.encoders.mixture import separation
 from gpvae.encoders.natural_step import with_natural_step
 from gpvae.evaluation.gap import iwae_by_width
@@ -22,8 +21,8 @@ from gpvae.files import (commit, device_name, locked, open_folder, peak_mb, pick
                          reading, write_json, write_tensors)
 from gpvae.pixels import to_float
 from gpvae.posteriors import GaussianMixture
-from gpvae.study.config import (PROTOCOL, EvaluationConfig, RunConfig, RunSpec, build_model, config_from_json,
-                                config_to_json, load_images, resolve)
+from gpvae.study.config import (PROTOCOL, RunConfig, RunSpec, build_model, config_from_json, config_to_json,
+                                load_images, resolve)
 from gpvae.training import load_checkpoint, refit, train, unprefixed, validation_bound
 from gpvae.units import dead_units
 from gpvae.vae import VAE, evaluating, frozen
@@ -84,9 +83,7 @@ def open_run(folder: Path,
     config = read_config(folder)
     metrics = read_json(folder / "metrics.json")
     check_owner(folder / "metrics.json", metrics["row"].get("run"), folder)
-    row = metrics["row"] | read_times(folder, metrics["row"]["machine"])
-    if spec is not None:
-        row |= describe_spec(spec)
+    row = metrics["row"] | read_times(folder, metrics["row"]["machine"]) | describe_spec(spec or config.spec)
     tensors, about = read_tensors(folder / "per_image.safetensors")
     check_owner(folder / "per_image.safetensors", about.get("run"), folder)
     pictures = {k: tensors.pop(k).numpy() for k in ("samples", "images", "reconstructions")}
@@ -113,17 +110,10 @@ def read_times(folder: Path, machine: str) -> dict[str, float]:
     return {name: times[name] for name in TIMES}
 
 
-def apply_evaluation(model: VAE, evaluation: EvaluationConfig, method: str) -> VAE:
-    "The trained model as it is judged: with scaled variances of its functions, or natural-gradient steps."
-    if evaluation.variance_scale != 1:
-        random = isinstance(model.encoder, GPEncoder) and model.encoder.is_stochastic
-        require(random, f"variance_scale is {evaluation.variance_scale}: {method} has no random functions, "
-                "leave it at 1")
-        encoder = model.encoder.scale_variance(evaluation.variance_scale)
-        model = VAE(encoder, model.decoder, model.likelihood, model.z_dim)
-    if not evaluation.natural_step:
-        return model
-    return with_natural_step(model, factor=evaluation.natural_step, steps=evaluation.natural_steps)
+def apply_evaluation(model: VAE, config: RunConfig) -> VAE:
+    "A model as it is judged: with a natural-gradient step on each image, or as it is."
+    factor = config.evaluation.natural_step
+    return with_natural_step(model, factor=factor) if factor else model
 
 
 def load_model(folder: Path, device: str | torch.device = "cpu") -> VAE:
@@ -134,12 +124,12 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> VAE:
     check_owner(trained / "checkpoint.safetensors", progress["question"]["key"], trained)
     model = build_model(config)
     model.load_state_dict(unprefixed("best.", tensors))
-    return apply_evaluation(model, config.evaluation, config.method).to(device).eval()
+    return apply_evaluation(model, config).to(device).eval()
 
 
 class Workplace(NamedTuple):
-    "Where a run writes, and how it shows what it does."
-    folder: Path
+    "Where runs are made, and how they show what they do."
+    runs: Path      # folder of all runs
     device: torch.device
     bar: bool       # show progress
     position: int   # line of the bar on the terminal
@@ -152,14 +142,13 @@ def run(spec: RunSpec,
         position: int = 0                # line of the bar on the terminal
         ) -> RunResult:
     "Train and evaluate one model, or open it if that is done."
-    config = resolve(spec)
-    ensure_run(config, runs_root(runs), pick_device(device), bar, position)
-    return open_run(runs_root(runs) / config.id, spec)
+    place = Workplace(runs_root(runs), pick_device(device), bar, position)
+    return open_run(ensure_run(resolve(spec), place), spec)
 
 
-def ensure_run(config: RunConfig, runs: Path, device: torch.device, bar: bool, position: int) -> Path:
+def ensure_run(config: RunConfig, place: Workplace) -> Path:
     "The folder of a run, which is finished first where it is not."
-    folder = runs / config.id
+    folder = place.runs / config.id
     if is_finished(folder):
         return folder
     open_folder(folder, "set GPVAE_RUNS or pass another folder")
@@ -169,23 +158,19 @@ def ensure_run(config: RunConfig, runs: Path, device: torch.device, bar: bool, p
         if not (folder / "config.json").exists():
             write_json(folder / "config.json", config_to_json(config))
         read_config(folder)
-        place = Workplace(folder, device, bar, position)
-        splits = prepare_splits(load_images(config), config.binarisation, device)
-        check_evaluation(config, splits)
+        splits = prepare_splits(load_images(config), config.binarisation, place.device)
         if config.trained.id == config.id:
             train_run(config, splits, place)
         else:
-            ensure_run(config.trained, runs, device, bar, position)
+            check_evaluation(config, splits)
+            ensure_run(config.trained, place)
         evaluate_run(config, splits, place)
     return folder
 
 
 def check_evaluation(config: RunConfig, splits: Splits) -> None:
-    "Raise `InputError` before training where the posterior could not be judged as the specification asks."
-    untrained = build_model(config).to(splits.valid.device)
-    model = apply_evaluation(untrained, config.evaluation, config.method)
-    if model is untrained:
-        return
+    "Raise `InputError`, before anything is trained, where the posterior cannot be judged as it is asked for."
+    model = apply_evaluation(build_model(config).to(splits.valid.device), config)
     with evaluating(model):
         model.posterior(to_float(splits.valid[:1], splits.eval_binarisation))
 
@@ -195,11 +180,10 @@ def train_run(config: RunConfig, splits: Splits, place: Workplace) -> None:
     model = build_model(config).to(place.device)
     fit = train
     if config.parent is not None:
-        parent = ensure_run(config.parent, place.folder.parent, place.device, place.bar, place.position)
-        load_decoder(model, load_model(parent, place.device), config.model.start)
+        load_decoder(model, load_model(ensure_run(config.parent, place), place.device), config.model.start)
         fit = refit
     fit(model, splits.train, splits.valid, splits.train_binarisation, config.train,
-        path=place.folder / "checkpoint.safetensors", key=config.id, bar=place.bar,
+        path=place.runs / config.id / "checkpoint.safetensors", key=config.id, bar=place.bar,
         label=f"{config.method} seed {config.seed}", position=place.position)
 
 
@@ -218,29 +202,28 @@ def load_decoder(model: VAE, parent: VAE, start: str  # "trained" or "new"
 
 def evaluate_run(config: RunConfig, splits: Splits, place: Workplace) -> None:
     "Judge the trained model and write its numbers down, the row last."
-    trained = place.folder.parent / config.trained.id
+    folder, trained = place.runs / config.id, place.runs / config.trained.id
     _, progress = load_checkpoint(trained / "checkpoint.safetensors")
-    history, seconds = progress["history"], progress["seconds"]
-    model = load_model(place.folder, place.device)
-    x, how, k = splits.test, splits.eval_binarisation, config.evaluation.k
+    model = load_model(folder, place.device)
+    x, binarisation, k = splits.test, splits.eval_binarisation, config.evaluation.k
     with tqdm(total=len(x), unit="img", desc=f"{config.method} IWAE-{k}", disable=not place.bar,
               position=place.position, leave=False) as bar:
-        scores = evaluate(model, x, k, how, inflation=config.evaluation.inflation, progress=bar.update)
-    tensors = {name: value.float() for name, value in scores._asdict().items()}
-    row = identify(config, place.device) | summarise_training(config, model, history, seconds, splits)
+        scores = evaluate(model, x, k, binarisation, progress=bar.update)
+    tried = iwae_by_width(model, splits.valid[:N_CHOOSE], k, binarisation, WIDTHS)
+    width = max(tried, key=lambda factor: tried[factor].mean())
+    widened = evaluate(model, x[:N_WIDENED], k, binarisation, inflation=width).iwae
+    gain = (widened - scores.iwae[:N_WIDENED]).mean().item()
+    row = identify(config, place.device)
+    row |= summarise_training(config, model, progress["history"], progress["seconds"], splits)
     row |= dict(elbo=scores.elbo.mean().item(), iwae=scores.iwae.mean().item(), k=k,
-                iwae_error=scores.standard_error(), ess=scores.ess.mean().item())
-    if config.evaluation.inflation == 1:
-        width, widened = widen_proposal(model, splits, k)
-        gain = (widened - scores.iwae[:len(widened)]).mean().item()
-        row |= dict(width=width, iwae_widened=row["iwae"] + gain)
-        tensors["iwae_widened"] = widened.float()
-    tensors |= measure_uncertainty(model, x, how)
-    row |= describe_mixture(model, x, how) | {"peak_mb": peak_mb(place.device)}
-    modes = [{"run": config.id} | mode for mode in evaluate_modes(model, x, how, k)]
-    tensors |= draw_pictures(model, x, how)
-    write_tensors(place.folder / "per_image.safetensors", tensors, {"run": config.id})
-    write_json(place.folder / "metrics.json", {"row": row, "modes": modes, "history": history})
+                iwae_error=scores.standard_error(), ess=scores.ess.mean().item(),
+                width=width, iwae_widened=scores.iwae.mean().item() + gain)
+    row |= describe_mixture(model, x, binarisation) | {"peak_mb": peak_mb(place.device)}
+    tensors = {name: value.float() for name, value in (scores._asdict() | {"iwae_widened": widened}).items()}
+    tensors |= measure_uncertainty(model, x, binarisation) | draw_pictures(model, x, binarisation)
+    modes = [{"run": config.id} | mode for mode in evaluate_modes(model, x, binarisation, k)]
+    write_tensors(folder / "per_image.safetensors", tensors, {"run": config.id})
+    write_json(folder / "metrics.json", {"row": row, "modes": modes, "history": progress["history"]})
 
 
 def identify(config: RunConfig, device: torch.device) -> dict[str, object]:
@@ -263,14 +246,6 @@ def summarise_training(config: RunConfig, model: VAE, history: list[dict], secon
                 active_units=valid["active"], best_epoch=best, epochs=len(history), train_seconds=seconds,
                 **units._asdict(), norm_max=max(epoch["norm_max"] for epoch in history),
                 cut=float(np.mean([epoch["cut"] for epoch in history])))
-
-
-def widen_proposal(model: VAE, splits: Splits, k: int) -> tuple[float, Tensor]:  # the width; nats per image
-    "The width of the proposal that validation images choose, and IWAE of test images under it."
-    how = splits.eval_binarisation
-    tried = iwae_by_width(model, splits.valid[:N_CHOOSE], k, how, WIDTHS)
-    width = max(tried, key=lambda factor: tried[factor].mean())
-    return width, evaluate(model, splits.test[:N_WIDENED], k, how, inflation=width).iwae
 
 
 def evaluate_modes(model: VAE, x: Tensor, binarisation: str, k: int) -> list[dict[str, object]]:

@@ -1,7 +1,7 @@
 "Studies: which models are compared, as lists of specifications; their results are a query on the store."
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,9 @@ import pandas as pd
 from gpvae.checks import InputError, check_kinds, choose, require
 from gpvae.files import read_json, write_json
 from gpvae.sources import CHOICES
-from gpvae.study.config import BUDGETS, RunSpec, merge_settings, parse_setting, refit_of
+from gpvae.study.config import RunSpec, merge_settings, refit_of
 from gpvae.study.methods import METHODS
+from gpvae.study.settings import BUDGETS, parse_setting
 from gpvae.study.store import Store, check_comparable
 
 MAX_RUNS = 10_000  # of a study
@@ -107,35 +108,18 @@ class Results:
             rows = rows[rows[column] == value]
         return replace(self, rows=rows.reset_index(drop=True))
 
-    def by_z_dim(self) -> dict[int, "Results"]:
-        "One part for each number of latent dimensions."
-        return {z: self.where(z_dim=z) for z in dict.fromkeys(self.rows["z_dim"])}
-
-    def missing(self) -> list[RunSpec]:
-        "The specifications without a row."
-        found = set(self.rows["spec"])
-        return [spec for spec in self.study.specs if spec.text() not in found]
-
 
 def name_lines(name: str, title: str, lines: Mapping[str, RunSpec],
-               seeds: int = 1,                      # of every line
-               once: Mapping[str, RunSpec] = {},    # lines of one seed
+               seeds: int = 1,  # of every line
                **more) -> Study:
     "A study of named lines, whole seeds first."
     pairs = [(line, replace_seed(spec, seed)) for seed in range(seeds) for line, spec in lines.items()]
-    pairs += once.items()
     return Study(name, title, tuple(spec for _, spec in pairs), tuple(line for line, _ in pairs), **more)
 
 
 def replace_seed(spec: RunSpec, seed: int) -> RunSpec:
     "The same specification, and its parent, with another seed."
     return replace(spec, seed=seed, parent=spec.parent and replace_seed(spec.parent, seed))
-
-
-def listed(words: Iterable[object]) -> str:  # "10, 20 and 50"
-    "Words as a sentence lists them."
-    *first, last = map(str, words)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 OURS = ("vae", "gpvae-mean", "gpvae")                  # the reference, the control, the method
@@ -271,7 +255,7 @@ def ablation_lines() -> dict[str, RunSpec]:
 
 def named_studies() -> dict[str, Callable[[], Study]]:
     "Studies without a page of their own, by name."
-    sizes = [m for m in METHODS if METHODS[m].family in ("sa", "iaf", "hf", "me", "rme")]
+    sizes = ["vae", "gpvae", *(m for m in METHODS if METHODS[m].family in ("sa", "iaf", "hf", "me", "rme"))]
     schedules = {1000: dict(epochs=160, milestones=(100., 120., 140.)), 3000: {}, 10_000: {}, 50_000: {}}
     return {
         "closing": lambda: name_lines("closing", "Closing the gap on static MNIST", closing_lines(static), 3,
@@ -280,9 +264,9 @@ def named_studies() -> dict[str, Callable[[], Study]]:
                                            reference="VAE"),
         "ablation": lambda: name_lines("ablation", "One change at a time on static MNIST", ablation_lines(), 3),
         "sizes": lambda: name_lines("sizes", "All methods of the paper on static MNIST",
-                                    {m: static(m) for m in ("vae", "gpvae", *sizes)}),
+                                    {m: static(m) for m in sizes}),
         "sizes_grey": lambda: name_lines("sizes_grey", "All methods of the paper on grey MNIST",
-                                         {m: grey(m) for m in ("vae", "gpvae", *sizes)}),
+                                         {m: grey(m) for m in sizes}),
         "learning_curve": lambda: Study("learning_curve", "Gaps against training images", tuple(
             replace(static(m, n_train=n, **schedule), seed=seed) for n, schedule in schedules.items()
             for seed in range(3) for m in ("vae", "vae-dropout", "gpvae-mean", "gpvae"))),

@@ -10,8 +10,9 @@ import pandas as pd
 from gpvae.data import CHOICES
 from gpvae.statistics import Interval
 from gpvae.study.compare import best_and_ties, difference, paired_difference, values_by_seed, verdict
-from gpvae.study.config import BUDGETS, merge_settings
+from gpvae.study.config import merge_settings
 from gpvae.study.methods import METHODS
+from gpvae.study.settings import BUDGETS
 from gpvae.study.store import check_comparable
 from gpvae.study.studies import SET_TITLES, Results, Study, refined_variants
 

@@ -32,9 +32,10 @@ from gpvae.networks import ConvDecoder, conv_trunk, mlp_decoder, mlp_trunk
 from gpvae.inference.best_gaussian import Climb, best_gaussians
 from gpvae.posteriors import DiagonalGaussian, FullGaussian, GaussianMixture
 from gpvae.study.cli import main as command
-from gpvae.study.config import SECTION_OF, RunSpec, declared_kind, merge_settings, resolve, usual_settings
+from gpvae.study.config import RunSpec, merge_settings, resolve
 from gpvae.study.gaps import GapSettings
 from gpvae.study.methods import encoder_options
+from gpvae.study.settings import SECTION_OF, declared_kind, usual_settings
 from gpvae.study.studies import parse_study
 from models import build_model
 from gpvae.evaluation.timing import milliseconds
@@ -64,7 +65,7 @@ MANY = [5, 0.5, "ab", ("a",), (NAN,), (True,), (-1,), ((1,),), None]
 
 def wrong_settings() -> Iterator[Bad]:
     "Every setting with values of another kind or outside its range."
-    usual = usual_settings(RunSpec())
+    usual = usual_settings("vae", "smoke")
     merged = lambda key, v: merge_settings(RunSpec(settings=((key, v),)))
     for key in SECTION_OF:
         kind, default = declared_kind(key, usual[key]), usual[key]
@@ -79,7 +80,7 @@ def wrong_settings() -> Iterator[Bad]:
     for key in ("hidden", "milestones"):
         for v in {"hidden": [(), (0,), (8, 0), (1.5,)], "milestones": [(9.0, 3.0), (3.0, 3.0), (INF,)]}[key]:
             yield Bad("settings", f"{key}={v!r}", partial(merged, key, v))
-    for key, v in (("lr", 0), ("lr_factor", 0), ("lr_factor", 1.1), ("max_norm", 0), ("inflation", 0),
+    for key, v in (("lr", 0), ("lr_factor", 0), ("lr_factor", 1.1), ("max_norm", 0), ("natural_step", 2),
                    ("no_such", 1), ("", 1), (5, 1), (None, 1)):
         yield Bad("settings", f"{key}={v!r}", partial(merged, key, v))
 
