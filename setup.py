@@ -12,7 +12,7 @@ setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"].split(),
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"], license="Apache-2.0",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
-    packages=find_packages(include=["gpvae", "gpvae.*"]), package_data={"gpvae.study": ["*.mplstyle", "Snakefile"]}, include_package_data=True,
+    packages=find_packages(include=["gpvae", "gpvae.*"]), package_data={"gpvae.study": ["*.mplstyle", "*.html", "Snakefile"]}, include_package_data=True,
     python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(),
     extras_require={"dev": f"{cfg['dev_requirements']} {cfg['cluster_requirements']}".split(),
                     "cluster": cfg["cluster_requirements"].split(), "bench": cfg["bench_requirements"].split()},

@@ -15,7 +15,7 @@ from gpvae.study.gap_tables import GAPS, HOW, PROCESS, measured_runs, rankings
 from gpvae.study.methods import METHODS
 from gpvae.study.store import Store
 from gpvae.study.studies import SET_TITLES, Results, Study, preset_studies
-from gpvae.study.tables import frame, number, parts, with_interval
+from gpvae.study.tables import count_seeds, frame, number, parts, with_interval
 
 METHOD, CONTROL = "gpvae", "gpvae-mean"  # what the claims are about, and the same network without randomness
 RIVALS = {"VAE": ("vae",), "semi-amortized": ("sa",), "flow": ("iaf", "hf"), "mixture": ("me", "rme")}
@@ -67,12 +67,6 @@ def rivals(part: Results) -> Iterator[tuple[str, str | None]]:  # kind, line; No
         yield from ((kind, line) for line in lines or [None])
 
 
-def over_seeds(part: Results, line: str, name: str) -> Interval | None:
-    "The method minus a line; None where no seed says how much a model scatters."
-    seeds = [len(values_by_seed(part.rows, part.arrays, of, name)) for of in (METHOD, line)]
-    return difference(part.rows, part.arrays, METHOD, line, name) if max(seeds) > 1 and min(seeds) else None
-
-
 def quantity(part: Results, line: str) -> tuple[str, str]:  # name, and of the numbers of images
     "What a model is judged by: log p(x) where both lines have it, else IWAE."
     both = all(values_by_seed(part.rows, part.arrays, of, "log_px") for of in (METHOD, line))
@@ -91,19 +85,14 @@ def likelihood_claim(settings: Settings, control: bool = False  # against the sa
                 rows.append(row | {"difference": "not run"})
                 continue
             heading, name = quantity(part, line)
-            interval = over_seeds(part, line, name)
-            value = with_interval(interval) or plain_difference(part, line, name)
-            seeds = " and ".join(str(len(values_by_seed(part.rows, part.arrays, of, name)))
-                                 for of in (METHOD, line))
+            seeds = count_seeds(part, METHOD, line, name)
+            interval = difference(part.rows, part.arrays, METHOD, line, name)
+            value = with_interval(interval)
+            if max(seeds) < 2:  # nothing says how much a model scatters
+                value, interval = number(interval.mean, sign=True) if interval else "", None
             rows.append(row | {"difference": value, "higher": str(verdict(interval)), "of": heading,
-                               "seeds": seeds})
+                               "seeds": " and ".join(map(str, seeds))})
     return frame(rows)
-
-
-def plain_difference(part: Results, line: str, name: str) -> str:
-    "The difference of two models of one seed each, which no interval over seeds belongs to."
-    interval = difference(part.rows, part.arrays, METHOD, line, name)
-    return "" if interval is None else number(interval.mean, sign=True)
 
 
 def speed_claim(settings: Settings, kinds: Iterable[str] = ("semi-amortized",)) -> pd.DataFrame:

@@ -4,6 +4,7 @@ Nothing heavy is imported before the arguments are read, so that `--help` answer
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -39,8 +40,9 @@ def make_parser() -> Parser:
     study.option("z-dims", "latent dimensions (default: those of the budget)", (), nargs="+")
     study.option("seeds", "seeds of every method (default: those of the budget)", "")
     study.option("likelihood", likelihood, "")
+    change = "change a setting of the budget or an option of the method; may be repeated"
     settings = dict(action="append", dest="settings", metavar="KEY=VALUE")
-    study.option("set", "change a setting of the budget or an option of the methods; may be repeated", [], **settings)
+    study.option("set", change, [], **settings)
     study.option("out", "folder of rows and page (default: GPVAE_RESULTS, else ./results)")
     several.option("jobs", "runs side by side", 2)
 
@@ -61,23 +63,25 @@ def make_parser() -> Parser:
     run.option("budget", budget, "smoke")
     run.option("likelihood", likelihood)
     run.option("binarisation", "static, fixed, stochastic or none (default: the image set's)")
-    run.option("set", "change a setting of the budget or an option of the method; may be repeated", [], **settings)
+    run.option("set", change, [], **settings)
     run.option("spec", "a specification as JSON, instead of the options down to --set", type=json_object)
     run.option("position", "line of the terminal for the progress bar", 0)
     run.add_argument("--attached", action="store_true",
                      help="end when standard input is closed; errors go to standard output")
     refit = add(refit_encoder, everywhere)
     refit.add_argument("run", help="id or folder of the run")
-    refit.option("method", "another encoder on the same decoder (default: the run's); with --set start=new where "
-                 "the trained weights do not fit it")
-    refit.option("set", "change a setting of the refit: dreams=0.5, epochs=80; may be repeated", [], **settings)
-    add(plan_study, study, several, everywhere).option("write", "write the study into this file, as a study.json")
+    refit.option("method", "another encoder on the same decoder (default: the run's); with --set start=new "
+                 "where the trained weights do not fit it")
+    refit.option("set", "change a setting of the refit, as in dreams=0.5; may be repeated", [], **settings)
+    add(plan_study, study, several, everywhere).option("write", "write the study into this study.json")
     add(reproduce_study, study, several, everywhere)
     gap = add(gap_page, study, several, everywhere)
-    for name, text, default in (("test", "test images", 500), ("train", "training images", 200),
-                                ("valid", "validation images", 300), ("seed", "of the runs", 0),
-                                ("temperatures", "steps of the annealing", 50), ("chains", "of the annealing", 8)):
-        gap.option(name, text, default)
+    gap.option("test", "test images", 500)
+    gap.option("train", "training images", 200)
+    gap.option("valid", "validation images", 300)
+    gap.option("seed", "of the runs", 0)
+    gap.option("temperatures", "steps of the annealing", 50)
+    gap.option("chains", "of the annealing", 8)
     add(snakefile_path)
     judge = add(judge_model)
     judge.add_argument("model", metavar="MODULE:FUNCTION", help="a function without arguments that returns the model")
@@ -107,9 +111,8 @@ def run_model(args: argparse.Namespace) -> int:
     from gpvae.study.run import run
     from gpvae.study.settings import parse_setting
     if args.spec is None:
-        settings = list(map(parse_setting, args.settings))
         spec = RunSpec(args.dataset, args.method, args.z_dim, args.seed, args.budget, args.likelihood,
-                       args.binarisation, settings)
+                       args.binarisation, list(map(parse_setting, args.settings)))
     else:
         spec = RunSpec.from_json(args.spec)
     result = run(spec, args.runs, args.device, not args.quiet, args.position)
@@ -292,8 +295,7 @@ def main(argv: Sequence[str] | None = None  # None: those of the process; `gpvae
 
 def with_hyphens(word: str) -> str:
     "`--z_dims` as `--z-dims`; a value stays as it is."
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+    return re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word)
 
 
 if __name__ == "__main__":

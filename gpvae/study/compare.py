@@ -1,4 +1,4 @@
-"""Two lines of a table, compared: a difference with its interval at 95 %, and one verdict, read from the interval.
+"""Two lines of a table, compared: a difference with its 95 % interval, and one verdict, read from it.
 
 Rows of runs come as a DataFrame with the columns line, seed and run, numbers of their images as
 `{run: {name: values}}`. What an interval covers is derived on the page of the statistics."""
@@ -45,7 +45,7 @@ def stack(seeds: Seeds) -> Float[np.ndarray, "seeds n"]:
 
 
 def stacked_difference(ours: Seeds, theirs: Seeds) -> Interval | None:
-    "Mean of `ours` minus mean of `theirs` over the images that were measured for every seed; None for too few."
+    "Mean of `ours` minus mean of `theirs`, over the images that every seed has; None for fewer than two."
     both = stack([*ours, *theirs])
     both = both[:, np.isfinite(both).all(0)]
     return difference_interval(both[:len(ours)], both[len(ours):]) if both.shape[1] > 1 else None

@@ -34,7 +34,7 @@ class RunSpec:
     budget: str = "smoke"               # one of BUDGETS
     likelihood: str | None = None       # one of LIKELIHOODS; None: the data set's
     binarisation: str | None = None     # static, fixed, stochastic, none; None: the data set's
-    settings: Mapping[str, object] | Sequence = ()  # changes to the budget, options of the method; kept as pairs
+    settings: Mapping[str, object] | Sequence = ()  # of the budget and the method, changed; kept as pairs
     parent: "RunSpec | None" = None     # its trained decoder stays frozen, the encoder alone is trained
 
     def __post_init__(self):
@@ -124,7 +124,8 @@ class RunConfig:
     def trained(self) -> "RunConfig":
         "The same training, judged as usual: its checkpoint serves every way of judging."
         changes = {k: v for k, v in self.spec.settings if k != "natural_step"}
-        return replace(self, evaluation=EvaluationConfig(self.evaluation.k), spec=replace(self.spec, settings=changes))
+        spec = replace(self.spec, settings=changes)
+        return replace(self, evaluation=EvaluationConfig(self.evaluation.k), spec=spec)
 
 
 def resolve(spec: RunSpec, data: ImageSet | None = None  # the whole image set, where it is loaded already
@@ -143,8 +144,8 @@ def resolve(spec: RunSpec, data: ImageSet | None = None  # the whole image set, 
     usual = data.choice.binarisation if likelihood == "bernoulli" else "none"
     binarisation = usual if spec.binarisation is None else spec.binarisation
     check_binarisation(data, binarisation)
-    require(likelihood != "bernoulli" or binarisation != "none", "a bernoulli likelihood needs binary pixels: "
-            "choose binarisation static, fixed or stochastic, or a gaussian likelihood")
+    require(likelihood != "bernoulli" or binarisation != "none", "a bernoulli likelihood needs binary "
+            "pixels: choose binarisation static, fixed or stochastic, or a gaussian likelihood")
     asked = dict(spec.settings)
     counts = {}
     for name in ("n_train", "n_valid", "n_test"):
@@ -164,8 +165,7 @@ def resolve_parent(spec: RunSpec, model: ModelConfig, data: ImageSet | None) -> 
     except InputError as e:
         raise InputError(f"the run whose decoder is frozen: {e}") from None
     require(parent.parent is None, f"the decoder of {parent.method} is frozen itself: refit its parent")
-    same = ("dataset", "z_dim", "seed", "likelihood", "binarisation")
-    for name in same:
+    for name in ("dataset", "z_dim", "seed", "likelihood", "binarisation"):
         own, other = getattr(spec, name), getattr(spec.parent, name)
         require(own == other, f"{name} is {own}, the decoder's run has {other}: give both the same")
     for name in ("hidden", "network", "activation"):

@@ -1,4 +1,4 @@
-"""Each figure is a function of data and an axis. One style file serves all; `panel` makes a picture of a page.
+"""Each figure is a function of data and an axis, in one style; `panel` makes a picture of a page.
 
 A panel is 4 inches wide, as wide as a telephone, and wider screens show several side by side."""
 import base64
@@ -22,7 +22,9 @@ from gpvae.study.studies import Results
 from gpvae.study.tables import parts
 
 MAX_CURVES = 8  # of one axis: colours that can be distinguished
-ROW = '<div class="panels" style="display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start">{}</div>'
+ROW = """<div class="panels" style="display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start">\
+%s</div>"""
+FIGURE = "<figure style='margin: 0'><figcaption>%s</figcaption>%s</figure>"
 
 
 def style() -> AbstractContextManager:  # for `with style(): …`
@@ -48,7 +50,9 @@ def panel(ax: Axes, alt: str  # what the figure shows, for those who do not see 
     return image(file.getvalue(), "image/svg+xml", alt)
 
 
-def image(content: bytes, kind: str, alt: str, look: str = "max-width: 100%; height: auto; background: white") -> str:
+def image(content: bytes, kind: str, alt: str,
+          look: str = "max-width: 100%; height: auto; background: white"  # style of the element
+          ) -> str:                                                       # HTML
     "An image of a page, embedded."
     source = base64.b64encode(content).decode()
     return f'<img alt="{html.escape(alt)}" style="{look}" src="data:{kind};base64,{source}">'
@@ -58,7 +62,7 @@ def row(panels: Iterable[str]) -> object:  # None for none
     "Panels side by side, one below the other where the page is narrow."
     panels = list(panels)
     from IPython.display import HTML
-    return HTML(ROW.format("\n".join(panels))) if panels else None
+    return HTML(ROW % "\n".join(panels)) if panels else None
 
 
 def show(panels: Iterable[str]) -> None:
@@ -81,16 +85,18 @@ def image_grid(x: UInt8[np.ndarray, "N C H W"], columns: int, alt: str) -> str: 
     canvas = np.full((rows * (H + 1) + 1, columns * (W + 1) + 1, C), 128, np.uint8)
     for i, pixels in enumerate(x):
         r, c = divmod(i, columns)
-        canvas[r * (H + 1) + 1:(r + 1) * (H + 1), c * (W + 1) + 1:(c + 1) * (W + 1)] = pixels.transpose(1, 2, 0)
+        top, left = r * (H + 1) + 1, c * (W + 1) + 1
+        canvas[top:top + H, left:left + W] = pixels.transpose(1, 2, 0)
     canvas = 255 - canvas[..., 0] if C == 1 else canvas
     file = io.BytesIO()
     Image.fromarray(canvas).save(file, "PNG", optimize=True)
     width = min(560, canvas.shape[1] * max(1, round(384 / canvas.shape[1])))
-    return image(file.getvalue(), "image/png", alt, f"width: {width}px; max-width: 100%; image-rendering: pixelated")
+    look = f"width: {width}px; max-width: 100%; image-rendering: pixelated"
+    return image(file.getvalue(), "image/png", alt, look)
 
 
 def pictures(results: Results) -> object:
-    "Samples, and test images above their reconstructions, of the first run of each line that has pictures kept."
+    "Samples, and test images above their reconstructions, of the first run of each line that has pictures."
     shown = []
     for heading, part in parts(results):
         for line in part.lines:
@@ -100,10 +106,10 @@ def pictures(results: Results) -> object:
                 continue
             name = f"{line}, {named(heading)}" if heading else line
             both = np.concatenate([arrays["images"], arrays["reconstructions"]])
-            grids = [image_grid(arrays["samples"], 8, f"{name}: images drawn from the prior"),
-                     image_grid(both, len(arrays["images"]), f"{name}: test images above, reconstructions below")]
-            shown += [f"<figure style='margin: 0'><figcaption>{html.escape(name)}: {what}</figcaption>{grid}</figure>"
-                      for what, grid in zip(("samples", "images and reconstructions"), grids)]
+            samples = image_grid(arrays["samples"], 8, f"{name}: images drawn from the prior")
+            pairs = image_grid(both, len(both) // 2, f"{name}: test images above, reconstructions below")
+            shown += [FIGURE % (html.escape(f"{name}: samples"), samples),
+                      FIGURE % (html.escape(f"{name}: images and reconstructions"), pairs)]
     return row(shown)
 
 
@@ -135,10 +141,11 @@ def over_costs(rows: pd.DataFrame, lines: Iterable[str],  # in the order of the 
     means = rows.groupby("line")[["infer_ms_batch", column]].mean().dropna()
     for i, (family, names) in enumerate(by_family(m for m in lines if m in means.index).items()):
         points, color = means.loc[names], plt.get_cmap("tab10")(i % 10)
-        ax.plot(points["infer_ms_batch"], points[column], "o-" if len(names) > 1 else "s", ms=5, lw=1, color=color,
-                label=names[0] if len(names) == 1 else family)
-        for name, (x, y) in (points.iterrows() if len(names) > 1 else ()):
-            ax.annotate(name.rpartition("-")[2], (x, y), xytext=(3, 3), textcoords="offset points", fontsize=9)
+        several = len(names) > 1
+        ax.plot(points["infer_ms_batch"], points[column], "o-" if several else "s", ms=5, lw=1, color=color,
+                label=family if several else names[0])
+        for name, point in (points.iterrows() if several else ()):
+            ax.annotate(name.rpartition("-")[2], point, xytext=(3, 3), textcoords="offset points", fontsize=9)
     ax.set(xscale="log", xlabel="posterior of 128 images, ms", ylabel=f"{label}, nats per image")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     ax.xaxis.set_major_formatter("{x:g}")
@@ -168,12 +175,11 @@ def curves_of(part: Results) -> dict[str, pd.DataFrame]:  # columns epoch, secon
 
 
 def learning_curves(curves: Mapping[str, pd.DataFrame],  # line -> columns epoch, seconds, valid_elbo
-                    ax: Axes, over: str = "epoch",       # or seconds
-                    after: float = 0.1                   # share of the epochs that is left out at the start
+                    ax: Axes, over: str = "epoch"        # or seconds
                     ) -> bool:                           # is anything drawn?
-    "Validation bound over epochs, or over the time of their training steps; nats per image, up is better."
+    "Validation bound after the first tenth of the epochs, over epochs or the time of their steps; nats."
     for name, curve in curves.items():
-        shown = curve[(curve["epoch"] > after * len(curve)) & curve[over].notna()]
+        shown = curve[(curve["epoch"] > 0.1 * len(curve)) & curve[over].notna()]
         if len(shown):
             ax.plot(shown[over], shown["valid_elbo"], lw=1.2, label=name)
     ax.set(xlabel="epoch" if over == "epoch" else "time of the training steps, s",
@@ -182,8 +188,9 @@ def learning_curves(curves: Mapping[str, pd.DataFrame],  # line -> columns epoch
     return bool(ax.lines)
 
 
-def over_sizes(rows: pd.DataFrame, lines: Iterable[str], ax: Axes, column: str = "iwae", label: str = "IWAE") -> None:
-    "One line per method, one point per run, over the number of training images; nats per image, up is better."
+def over_sizes(rows: pd.DataFrame, lines: Iterable[str],  # in the order of the legend
+               ax: Axes, column: str = "iwae", label: str = "IWAE") -> None:
+    "One line per method, one point per run, over the number of training images; nats, up is better."
     for i, line in enumerate(line for line in lines if (rows["line"] == line).any()):
         of_line = rows[rows["line"] == line]
         ax.plot(of_line["n_train"], of_line[column], "o", ms=4, alpha=.5, color=f"C{i}")
@@ -206,11 +213,11 @@ def gap_bars(table: pd.DataFrame,  # one line per method: columns approximation,
 
 
 def deciles(tables: Mapping[str, pd.DataFrame],  # score -> lines of `by_decile`
-            ax: Axes, ylabel: str = "amortization gap, nats") -> None:
+            ax: Axes) -> None:
     "Mean gap by decile of each score, with standard errors."
     middle = (len(tables) - 1) / 2
     for i, (name, t) in enumerate(tables.items()):
         x = t.index + .12 * (i - middle)
         ax.errorbar(x, t["gap"], t["error"], fmt="o-", ms=4, capsize=2, lw=1, label=name)
-    ax.set(xticks=range(1, 11), xlabel="decile of the score", ylabel=ylabel)
+    ax.set(xticks=range(1, 11), xlabel="decile of the score", ylabel="amortization gap, nats")
     legend_above(ax)

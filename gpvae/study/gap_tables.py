@@ -1,7 +1,7 @@
 """Tables of measured gaps: `Results` in, a DataFrame out, one part for each number of latents and of images.
 
 Numbers of several seeds are averaged image by image; ± is the standard error over images."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -83,7 +83,8 @@ def measured_parts(results: Results
             yield heading, part, runs
 
 
-def by_line(results: Results, rows_of: Callable[[list[MeasuredRun]], list[dict[str, object]]]) -> pd.DataFrame:
+def by_line(results: Results, rows_of: Callable[[list[MeasuredRun]], Iterable[dict[str, object]]]
+            ) -> pd.DataFrame:
     "Some rows for the measured runs of each line of each part."
     return frame([{"method": line} | heading | row for heading, _, lines in measured_parts(results)
                   for line, runs in lines.items() for row in rows_of(runs)])
@@ -105,7 +106,8 @@ def differences(results: Results) -> pd.DataFrame:  # nats per image
         for line, runs in lines.items() if reference else ():
             gaps = {column: stacked_difference(*(stack_gaps(of, COLUMNS[column]) for of in (runs, reference)))
                     for column in ("amortization", "approximation", "log p(x)", "total gap")}
-            rows.append({"method": line} | heading | {"verdict": str(verdict(gaps["amortization"], above=False))}
+            smaller = verdict(gaps["amortization"], above=False)
+            rows.append({"method": line} | heading | {"verdict": str(smaller)}
                         | {f"Δ {column}": with_interval(gap) for column, gap in gaps.items()}
                         | {"seeds": f"{len(runs)} and {len(reference)}"})
     return frame(rows)
@@ -128,7 +130,8 @@ def generalisation(results: Results) -> pd.DataFrame:  # nats per image
         (mean, error), (other, its_error) = mean_and_error(test), mean_and_error(train)
         return {"quantity": quantity, "train": mean_se(train), "test": mean_se(test),
                 "test − train": f"{number(mean - other, sign=True)} ± {np.hypot(error, its_error):.2f}"}
-    return by_line(results, lambda runs: [row_of(runs, of) for of in ("amortization", "total gap", "log p(x)")])
+    shown = ("amortization", "total gap", "log p(x)")
+    return by_line(results, lambda runs: [row_of(runs, quantity) for quantity in shown])
 
 
 def widths(results: Results) -> pd.DataFrame:  # one column a factor; nats
@@ -136,7 +139,8 @@ def widths(results: Results) -> pd.DataFrame:  # one column a factor; nats
     def rows_of(runs):
         row = runs[0].row
         factors = [c for c in row.index if c.startswith("iwae_") and not c.endswith("_error")]
-        cells = {c: f"{number(row[c] - row['iwae_1.0'], sign=True)} ± {row[f'{c}_error']:.2f}" for c in factors}
+        gains = {c: number(row[c] - row["iwae_1.0"], sign=True) for c in factors}
+        cells = {c: f"{gain} ± {row[f'{c}_error']:.2f}" for c, gain in gains.items()}
         cells["iwae_1.0"] = number(row["iwae_1.0"])
         return [{"× " + c.removeprefix("iwae_"): cell for c, cell in cells.items()}]
     return by_line(results, rows_of)
@@ -210,8 +214,9 @@ def detection(results: Results) -> pd.DataFrame:  # one column a kind of images
     "Area under the ROC curve of every score, for images that the model was not trained on."
     def rows_of(runs):
         outside = {name: runs[0].scores(name) for name in OUTSIDE}
-        return [{"score": score} | {name: number(auroc(values, scores[score])) for name, scores in outside.items()
-                                    if score in scores} for score, values in runs[0].scores().items()]
+        return [{"score": score} | {name: number(auroc(values, scores[score]))
+                                    for name, scores in outside.items() if score in scores}
+                for score, values in runs[0].scores().items()]
     return by_line(results, rows_of)
 
 
@@ -234,7 +239,8 @@ def measurement(results: Results) -> pd.DataFrame:
         return {"seed": row["seed"], "not converged": int((~run.gaps().converged).sum()),
                 "simulated": row["simulated"],
                 "upper − lower bound": f"{number(row['sandwich'])} ± {row['sandwich_error']:.2f}",
-                "largest": number(row["sandwich_largest"]), "temperatures": row["temperatures"], "chains": row["chains"], "start": row["start"],
+                "largest": number(row["sandwich_largest"]), "temperatures": row["temperatures"],
+                "chains": row["chains"], "start": row["start"],
                 "time": duration(float(row.get("seconds", np.nan))), "machine": row.get("machine", ""),
                 "commit": row["commit"]}
     return by_line(results, lambda runs: map(row_of, runs))

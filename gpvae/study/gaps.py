@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpvae.checks import check_kinds, require
-from gpvae.data import ImageSet, binarise_fixed, data_root, load, prepare_splits, split_seed, to_float
+from gpvae.data import binarise_fixed, data_root, load, prepare_splits, split_seed, to_float
 from gpvae.encoders.gp import Uncertainty
 from gpvae.evaluation.ais import AISConfig, fingerprint, sandwich
 from gpvae.evaluation.gap import PARTS, WIDTHS, Gaps, iwae_by_width, measure_gaps
@@ -24,7 +24,7 @@ from gpvae.files import commit, device_name, locked, pick_device, read_arrays, w
 from gpvae.inference.best_gaussian import Climb
 from gpvae.posteriors import DiagonalGaussian
 from gpvae.statistics import mean_and_error
-from gpvae.study.config import RunConfig, RunSpec, load_images, resolve_all
+from gpvae.study.config import RunConfig, load_images, resolve_all
 from gpvae.study.run import RunResult, is_finished, load_model, open_run, runs_root
 from gpvae.study.store import Store
 from gpvae.study.studies import Study
@@ -52,8 +52,7 @@ class GapSettings:
     chunk: int = 32                      # images between two writes
 
     def __post_init__(self):
-        for name in ("samples", "k", "simulated", "chunk"):
-            check_kinds(int, 1, **{name: getattr(self, name)})
+        check_kinds(int, 1, samples=self.samples, k=self.k, simulated=self.simulated, chunk=self.chunk)
         require(isinstance(self.widths, tuple), f"widths is {self.widths!r}: pass a tuple of factors")
         for width in self.widths:
             check_kinds(float, width=width)
@@ -75,7 +74,7 @@ def measure(study: Study,
     runs, chosen = runs_root(runs), pick_device(device)
     require(runs.is_dir(), f"{runs} is not a folder: set GPVAE_RUNS, or pass the folder of the finished runs")
     study = study.of_seed(seed)
-    for line, spec, result in zip(study.lines, study.specs, open_finished(list(study.specs), runs)):
+    for line, spec, result in zip(study.lines, study.specs, open_finished(study, runs)):
         with tqdm(unit="img", desc=f"{line} z={spec.z_dim} seed {seed}: gaps", disable=not bar) as progress:
             splits = measure_run(result, counts, settings, chosen, progress)
         pixels = easiest_and_hardest(result.config, splits["test"], line == study.reference)
@@ -89,28 +88,25 @@ def check_counts(counts: Mapping[str, int]) -> None:
         require(n >= 2, f"{split} is {n}: an error over images needs at least two")
 
 
-def open_finished(specs: list[RunSpec], runs: Path) -> list[RunResult]:
-    "The finished runs of specifications."
-    results = []
-    for spec, config in zip(specs, resolve_all(specs)):
+def open_finished(study: Study, runs: Path) -> list[RunResult]:
+    "The runs of a study; `InputError` where one is not finished."
+    configs = resolve_all(study.specs)
+    for config in configs:
         folder = runs / config.id
-        require(is_finished(folder), f"{spec.text()} is not finished, there is no whole run in {folder}: "
+        require(is_finished(folder), f"{config.spec.text()} is not finished, there is no whole run in {folder}: "
                 "train it first, by `gpvae reproduce` with the same words or by `gpvae run`")
-        results.append(open_run(folder, spec))
-    return results
+    return [open_run(runs / config.id, config.spec) for config in configs]
 
 
 def measure_run(result: RunResult, counts: Mapping[str, int], settings: GapSettings, device: torch.device,
-                progress: tqdm | None = None          # counts an image once for each part of its measurement
+                progress: tqdm                        # counts an image once for each part of its measurement
                 ) -> dict[str, dict[str, np.ndarray]]:  # split -> name -> one number per image
     "Measure a run, or what is missing of it; `simulated` holds both bounds of images drawn from the model."
     folder, model = result.folder, load_model(result.folder, device)
     x, learned, binarisation = images_of(result.config, counts, device)
-    if progress is not None:
-        progress.reset(total=sum(len(PARTS_OF[split]) * len(images) for split, images in x.items()))
-    advance = progress.update if progress is not None else lambda n: None
+    progress.reset(total=sum(len(PARTS_OF[split]) * len(images) for split, images in x.items()))
     with locked(folder):
-        splits = {split: measure_split(folder, model, split, images, binarisation, settings, advance)
+        splits = {split: measure_split(folder, model, split, images, binarisation, settings, progress.update)
                   for split, images in x.items()}
         scored = [split for split in splits if "score_feature_norm" in splits[split]]
         if scored:
@@ -125,29 +121,20 @@ def measure_run(result: RunResult, counts: Mapping[str, int], settings: GapSetti
 def images_of(config: RunConfig, counts: Mapping[str, int], device: torch.device
               ) -> tuple[dict[str, Tensor], Tensor, str]:
     "The images to measure by split, all images that the model was trained on, and how batches are made."
-    data, n = load_images(config), counts["test"]
+    data = load_images(config)
     splits = prepare_splits(data, config.binarisation)
     learned = splits.train
     if splits.train_binarisation == "stochastic":
         learned = binarise_fixed(learned, split_seed("train"))
     x = {split: getattr(splits, split)[:count] for split, count in counts.items()}
     x |= {"train": learned[:counts["train"]]}
-    x |= {name: shift(splits.test[:N_SHIFTED])[:n] for name, shift in SHIFTS.items()}
-    letters = load_letters(data, n, config.binarisation)
-    if letters is not None:
-        x["letters"] = letters
+    x |= {name: shift(splits.test[:N_SHIFTED])[:counts["test"]] for name, shift in SHIFTS.items()}
+    if config.dataset != "omniglot" and (data_root() / "omniglot.npz").exists():
+        letters = load("omniglot")
+        if letters.x_shape == data.x_shape:  # drawn as the images of the set are
+            of = letters.x_test[:counts["test"]]
+            x["letters"] = of if config.binarisation == "none" else binarise_fixed(of, split_seed("test"))
     return {k: v.to(device) for k, v in x.items()}, learned.to(device), splits.eval_binarisation
-
-
-def load_letters(like: ImageSet, n: int, binarisation: str) -> UInt8[Tensor, "N C H W"] | None:
-    "Omniglot's letters, drawn as the data set's images are; None where there are none of the same size."
-    if like.name == "omniglot" or not (data_root() / "omniglot.npz").exists():
-        return None
-    letters = load("omniglot")
-    if letters.x_shape != like.x_shape:
-        return None
-    x = letters.x_test[:n]
-    return x if binarisation == "none" else binarise_fixed(x, split_seed("test"))
 
 
 def measure_split(folder: Path,                  # of the run

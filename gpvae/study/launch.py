@@ -1,7 +1,7 @@
 """Train what a study lacks: several runs side by side, each in a process of its own, parents first.
 
-Rows are kept in the store as runs finish, and a call that was interrupted goes on where it stood. The processes
-end with the one that started them, whatever ends it."""
+Rows are kept in the store as runs finish, and a call that was interrupted goes on where it stood. The
+processes end with the one that started them, whatever ends it."""
 import json
 import math
 import subprocess
@@ -55,12 +55,6 @@ class Failure(NamedTuple):
         return f"{name} failed with status {self.status}: {self.message}"
 
 
-def parent_of(config: RunConfig) -> RunConfig | None:
-    "The run that must be finished before this one can begin."
-    trained = config.trained
-    return config.parent if trained.id == config.id else trained
-
-
 def missing(study: Study, store: Store, runs: Path,  # folder of all runs
             folders: bool = False                    # must they be finished here, whatever the store has?
             ) -> dict[str, Job]:
@@ -71,7 +65,7 @@ def missing(study: Study, store: Store, runs: Path,  # folder of all runs
     def add(config: RunConfig) -> None:
         if config.id in jobs or is_finished(runs / config.id):
             return
-        parent = parent_of(config)
+        parent = config.parent if config.trained.id == config.id else config.trained
         if parent is not None:
             add(parent)
         waits = parent is not None and parent.id in jobs
@@ -181,7 +175,7 @@ class Launcher:
         "Run a configuration after its parents, and wait for it."
         for parent, failure in (future.result() for future in parents):
             if failure:
-                return config, Failure(config, failure.status, f"it begins with run {parent.id}, which failed")
+                return config, Failure(config, failure.status, f"it begins with {parent.id}, which failed")
         shown = self.bar and self.in_front.acquire(blocking=False)
         try:
             process = self.start(config, shown)
@@ -243,22 +237,19 @@ class Keeper:
         results = []
         for config in self.configs:
             folder, key = self.runs / config.id, (config.id, config.spec.text())
-            if id not in (None, config.id) or not is_finished(folder):
-                continue
-            whole = timed.get(key) or key in timed and not (folder / "timing.json").exists()
-            pictures = config.id not in self.pictured or "samples" in self.store.arrays(config.id)
-            if not (whole and pictures):
-                results.append(open_run(folder, config.spec))
-        drawn = {r.config.id for r in results if "samples" in self.store.arrays(r.config.id)}
+            if id in (None, config.id) and is_finished(folder):
+                whole = timed.get(key) or key in timed and not (folder / "timing.json").exists()
+                pictures = config.id not in self.pictured or "samples" in self.store.arrays(config.id)
+                results += [] if whole and pictures else [open_run(folder, config.spec)]
         if results:
-            self.store.keep(results, self.pictured | drawn)
+            self.store.keep(results, self.pictured)
 
     def time(self, device: str | None, bar: bool) -> None:
         "Time, one by one, the finished runs of this machine that have no times yet."
         here = device_name(pick_device(device))
         folders = dict.fromkeys(self.runs / config.id for config in self.configs)
-        todo = [folder for folder in folders if is_finished(folder) and not (folder / "timing.json").exists()]
-        todo = [folder for folder in todo if open_run(folder).row["machine"] == here]
+        todo = [folder for folder in folders if is_finished(folder) and not (folder / "timing.json").exists()
+                and open_run(folder).row["machine"] == here]
         for folder in tqdm(todo, unit="run", desc="times", disable=not bar or not todo, leave=False):
             time_run(folder, device)
             self.keep(folder.name)

@@ -28,7 +28,8 @@ class Method(NamedTuple):
 
 METHODS = {
     "vae": Method(AmortizedEncoder, {}, "VAE",
-                  "A network gives the mean and the variances of a diagonal Gaussian.", "vae", "30_vae.ipynb"),
+                  "A network gives the mean and the variances of a diagonal Gaussian.",
+                  "vae", "30_vae.ipynb"),
     "gpvae": Method(GPEncoder, {}, "GP encoder",
                     "Mean and log standard deviation are Gaussian processes around those of a network.",
                     "gpvae", "40_gp_encoder.ipynb", 1.13),

@@ -1,12 +1,13 @@
-"""Pages: a template notebook and a study become a notebook with results and an HTML page that needs no network.
+"""A template notebook and a study become a notebook with results and an HTML page that needs no network.
 
-Templates use `section`, `table` and `note`: what has no content leaves nothing on the page, its heading neither."""
+Templates use `section`, `table` and `note`: what has no content leaves nothing on the page, no heading."""
 import html
 import importlib.util
 import os
 import re
 import warnings
 from pathlib import Path
+from string import Template
 
 import pandas as pd
 
@@ -21,27 +22,6 @@ OWN_PACKAGE = (  # a kernel imports this gpvae, and no module of the folder that
     "import importlib.util as u, sys; "
     f"spec = u.spec_from_file_location('gpvae', {str(Path(gpvae.__file__).absolute())!r}); "
     "sys.modules['gpvae'] = module = u.module_from_spec(spec); spec.loader.exec_module(module)")
-CSS = """
-body { margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #1c2733; background: var(--page, #fff); }
-main { max-width: 75rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
-main p, blockquote { max-width: 48rem; }
-h1, h2 { line-height: 1.25; } h2 { margin-top: 2.4rem; } h1 a, h2 a { display: none; }
-blockquote { margin: 1rem 0; padding: 0.1rem 1rem; border-left: 4px solid #4c72b0; background: #f4f6f9; }
-table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse;
-  margin: 1rem 0; }
-th, td { padding: 0.3rem 0.65rem; text-align: left; vertical-align: top; border-bottom: 1px solid #d9dee5; }
-main table.words th, main table.words td { white-space: normal; } figcaption { font-size: 0.85rem; }
-table.dataframe td, table.dataframe th { white-space: nowrap; font-variant-numeric: tabular-nums; }
-main table th:first-child { position: sticky; left: 0; background: #fff; font-weight: 600; }
-details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; }
-"""
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{css}</style></head>
-<body><main>
-{body}
-</main></body></html>
-"""
 
 
 def section(prose: str,       # Markdown, its heading first
@@ -67,7 +47,8 @@ def table(frame: pd.DataFrame,
         cells = "".join(f"<td>{cell_html(cell)}</td>" for cell in cells)
         lines.append(f'<tr><th scope="row">{cell_html(label)}</th>{cells}</tr>')
     look = "words" if words else "dataframe"
-    text = f'<table class="{look}"><thead>{lines[0]}</thead>\n<tbody>' + "\n".join(lines[1:]) + "</tbody></table>"
+    body = "\n".join(lines[1:])
+    text = f'<table class="{look}"><thead>{lines[0]}</thead>\n<tbody>{body}</tbody></table>'
     if folded:
         text = f"<details><summary>{html.escape(folded)}</summary>\n{text}\n</details>"
     from IPython.display import HTML
@@ -91,7 +72,7 @@ def check_rendering(template: str = "reproduce") -> None:
         require(importlib.util.find_spec(name) is not None,
                 f"{name} is not installed: pip install 'gpvae[dev]' brings what rendering needs")
     path = TEMPLATES / f"{template}.ipynb"
-    require(path.exists(), f"the template {path} is missing: pages are rendered from a clone of the repository")
+    require(path.exists(), f"the template {path} is missing: pages are rendered from a clone of the package")
 
 
 def page_name(study: Study, template: str = "reproduce") -> str:
@@ -145,13 +126,13 @@ def page_title(study: Study, notebook, template: str) -> str:  # a notebook of n
     "The title of a study, which begins with the words of the template where that is about something else."
     if template in ("reproduce", study.name):
         return study.title
-    heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").partition("\n")[0][2:]
-    about = study.title.partition("Likelihoods ")[2]
+    first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+    heading, about = first.source.partition("\n")[0][2:], study.title.partition("Likelihoods ")[2]
     return f"{heading} {about}" if about else f"{heading}: {study.title}"
 
 
 def clean(notebook, title: str, out: Path) -> None:  # of nbformat, changed in place
-    "Give a page its title, and take from it what changes at every execution and links to pages that are not there."
+    "Give a page its title, and take from it what changes at every execution, and dead links."
     heading = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
     heading.source = re.sub(r"\A# .*", lambda match: f"# {title}", heading.source)
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k == "kernelspec"}
@@ -167,19 +148,13 @@ def clean(notebook, title: str, out: Path) -> None:  # of nbformat, changed in p
             cell.execution_count = None
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
-                clean_output(output, out)
-
-
-def clean_output(output, out: Path) -> None:  # of a cell, changed in place
-    "An output without counts, metadata and dead links."
-    if "execution_count" in output:
-        output["execution_count"] = None
-    output.pop("metadata", None)
-    if output.output_type != "stream":
-        output["metadata"] = {}
-    data = output.get("data", {})
-    if "text/markdown" in data:
-        data["text/markdown"] = drop_dead_links(data["text/markdown"], out)
+                if "execution_count" in output:
+                    output["execution_count"] = None
+                if output.output_type != "stream":
+                    output["metadata"] = {}
+                data = output.get("data", {})
+                if "text/markdown" in data:
+                    data["text/markdown"] = drop_dead_links(data["text/markdown"], out)
 
 
 def drop_dead_links(text: str, out: Path) -> str:
@@ -192,8 +167,10 @@ def drop_dead_links(text: str, out: Path) -> str:
 def to_html(notebook, title: str) -> str:
     "A page for the browser: prose and outputs, pictures embedded, no scripts."
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_raw=True)
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True,
+                            exclude_raw=True)
     body, _ = exporter.from_notebook_node(notebook)
     styles = TEMPLATES / "styles.css"
-    css = (styles.read_text(encoding="utf-8") if styles.exists() else "") + CSS
-    return PAGE.format(title=html.escape(title), css=css, body=body)
+    look = styles.read_text("utf-8") if styles.exists() else ""
+    page = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
+    return page.substitute(title=html.escape(title), styles=look, body=body)

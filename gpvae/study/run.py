@@ -17,8 +17,8 @@ from gpvae.encoders.natural_step import with_natural_step
 from gpvae.evaluation.gap import iwae_by_width
 from gpvae.evaluation.iwae import evaluate
 from gpvae.evaluation.timing import posterior_ms, step_ms
-from gpvae.files import (commit, device_name, locked, open_folder, peak_mb, pick_device, read_json, read_tensors,
-                         reading, write_json, write_tensors)
+from gpvae.files import (commit, device_name, locked, open_folder, peak_mb, pick_device, read_json,
+                         read_tensors, reading, write_json, write_tensors)
 from gpvae.pixels import to_float
 from gpvae.posteriors import GaussianMixture
 from gpvae.study.config import (PROTOCOL, RunConfig, RunSpec, build_model, config_from_json, config_to_json,
@@ -285,7 +285,7 @@ def measure_uncertainty(model: VAE, x: Tensor, binarisation: str) -> dict[str, T
 
 @torch.no_grad()
 def draw_pictures(model: VAE, x: Tensor, binarisation: str) -> dict[str, Tensor]:  # uint8 [N, C, H, W]
-    "Means of images drawn from the prior, and test images beside the means at one sample of their posteriors."
+    "Means of images drawn from the prior, and test images beside the means at a sample of their posteriors."
     generator = torch.Generator(x.device).manual_seed(0)
     z = torch.randn(1, N_SAMPLES, model.z_dim, generator=generator, device=x.device)
     images = to_float(x[:N_RECONSTRUCTIONS], binarisation)
@@ -309,7 +309,8 @@ def time_run(folder: Path,              # of a finished run
     require(here == made, f"{folder} was made on {made}, this is {here}: time it there, or pass its --device")
     splits = prepare_splits(load_images(config), config.binarisation, device)
     model, x = load_model(folder, device), to_float(splits.test[:128], splits.eval_binarisation)
-    times = {"infer_ms_batch": posterior_ms(model, x, repeats), "infer_ms_one": posterior_ms(model, x[:1], repeats)}
+    times = {"infer_ms_batch": posterior_ms(model, x, repeats),
+             "infer_ms_one": posterior_ms(model, x[:1], repeats)}
     constant = () if config.parent is None else (model.decoder, model.likelihood)
     with frozen(*constant):
         times["step_ms"] = step_ms(model, x, repeats, config.train)

@@ -29,7 +29,7 @@ class ModelConfig:
     hidden: tuple[int, ...] = (500, 500)  # widths of trunk and decoder, from the image side on
     trunk: tuple[int, ...] = ()          # widths of the trunk; (): those of `hidden`
     activation: str = "relu"             # between the layers: relu, gelu, silu
-    start: str = "trained"               # of a refit: its encoder goes on (trained), or a new one begins (new)
+    start: str = "trained"               # of a refit's encoder: trained (goes on), or new
 
     def __post_init__(self):
         choose("network", self.network, ("auto", "mlp", "conv"))

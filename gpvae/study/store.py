@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,7 @@ class Store:
         require(same, f"{path} has not the checksum of SHA256SUMS beside it: restore both files, or, if the "
                 "change is yours, run `sha256sum *.csv > SHA256SUMS` there")
         with reading(path):
-            table = pd.read_csv(io.BytesIO(content), dtype=TEXT)
-        return table.assign(**{c: table[c].fillna("") for c in ("settings", "parent") if c in table})
+            return parse_table(content).copy()
 
     def checksums(self) -> dict[str, list[str]]:  # file -> SHA-256; two while the file is being replaced
         path, sums = self.folder / "SHA256SUMS", {}
@@ -79,17 +79,19 @@ class Store:
     def history(self, run: str) -> pd.DataFrame:
         "The learning curves of a run, one line an epoch; empty where they are not kept."
         arrays = self.arrays(run)
-        return pd.DataFrame({k.removeprefix("history_"): v for k, v in arrays.items() if k.startswith("history_")})
+        start = "history_"
+        return pd.DataFrame({k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)})
 
     def keep(self, results: Iterable[RunResult],
-             pictured: Iterable[str] = ()  # ids of the runs whose pictures a page shows
+             pictured: Iterable[str] = ()  # ids of the runs whose pictures a page shows, besides those kept
              ) -> None:
         "Save finished runs, instead of older rows of the same runs."
         results, pictured = list(results), set(pictured)
         with self.writing():
             for result in results:
                 run = result.row["run"]
-                write_arrays(self.folder / "runs" / f"{run}.npz", pack_run(result, run in pictured), {"run": run})
+                arrays = pack_run(result, run in pictured or "samples" in self.arrays(run))
+                write_arrays(self.folder / "runs" / f"{run}.npz", arrays, {"run": run})
             self.keep_rows("runs", [result.row for result in results])
             self.keep_rows("modes", [row for result in results for row in result.modes])
 
@@ -116,18 +118,24 @@ class Store:
         "Merge rows into a table; to be called while writing."
         if not rows:
             return
-        new, path = pd.DataFrame(rows), self.folder / f"{name}.csv"
-        old = self.read_table(path)
-        new = new.astype({c: object for c in new.columns})
-        table = pd.concat([old.astype(object), new], ignore_index=True) if len(old) else new
+        path = self.folder / f"{name}.csv"
+        old, new = self.read_table(path).astype(object), pd.DataFrame(rows, dtype=object)
+        table = pd.concat([old, new], ignore_index=True) if len(old) else new
         table = table.drop_duplicates(KEYS[name], keep="last")
         table = table.sort_values([*(c for c in ORDER if c in table), *KEYS[name]], ignore_index=True,
                                   key=lambda column: column.astype(str).str.zfill(12))
-        content = table.to_csv(index=False, float_format="%.6g").encode()
+        content = table.to_csv(index=False).encode()
         sums, new = self.checksums(), [hashlib.sha256(content).hexdigest()]
         self.write_checksums(sums | {path.name: sums.get(path.name, []) + new})
         write_atomically(path, lambda draft: draft.write_bytes(content))
         self.write_checksums(sums | {path.name: new})
+
+
+@lru_cache(4)
+def parse_table(content: bytes) -> pd.DataFrame:
+    "The table of a CSV file; the same bytes are parsed once."
+    table = pd.read_csv(io.BytesIO(content), dtype=TEXT)
+    return table.assign(**{c: table[c].fillna("") for c in ("settings", "parent") if c in table})
 
 
 def pack(values: Float[np.ndarray, "n"]) -> np.ndarray:

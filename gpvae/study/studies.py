@@ -1,5 +1,4 @@
 "Studies: which models are compared, as lists of specifications; their results are a query on the store."
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,8 @@ from gpvae.study.store import Store, check_comparable
 
 MAX_RUNS = 10_000  # of a study
 SET_TITLES = dict(digits="the digits of scikit-learn", static_mnist="static MNIST", mnist="MNIST",
-                  fashion="Fashion-MNIST", omniglot="Omniglot", cifar10="CIFAR-10", svhn="SVHN", celeba="CelebA")
+                  fashion="Fashion-MNIST", omniglot="Omniglot", cifar10="CIFAR-10", svhn="SVHN",
+                  celeba="CelebA")
 
 
 @dataclass(frozen=True)
@@ -122,31 +122,31 @@ def replace_seed(spec: RunSpec, seed: int) -> RunSpec:
     return replace(spec, seed=seed, parent=spec.parent and replace_seed(spec.parent, seed))
 
 
-OURS = ("vae", "gpvae-mean", "gpvae")                  # the reference, the control, the method
-RIVALS = ("full", "iaf-4", "hf-4", "me-3", "rme-3", "sa-4")  # one of each family
+OURS = ("vae", "gpvae-mean", "gpvae")  # the reference, the control, the method
 DEFAULTS = {  # budget -> methods with numbers of seeds, latent dimensions
     "smoke": (dict.fromkeys(OURS, 1), 10),
-    "cpu": (dict.fromkeys((*OURS, "full"), 3) | {"iaf-4": 2, "hf-4": 2, "me-3": 2, "rme-3": 2, "sa-4": 1}, 20),
+    "cpu": (dict.fromkeys((*OURS, "full"), 3) | dict.fromkeys(("iaf-4", "hf-4", "me-3", "rme-3"), 2)
+            | {"sa-4": 1}, 20),
     "paper": (dict.fromkeys(OURS, 3), 50),
     "published": ({"vae": 1}, 40),
 }
 
 
-def grid(dataset: str = "digits", methods: Sequence[str] | Mapping[str, int] | None = None,  # None: the budget's
-         z_dims: Sequence[int] | None = None,  # None: the budget's
-         seeds: int | None = None,             # of every method; None: the budget's, or those of `methods`
+def grid(dataset: str = "digits",
+         methods: Sequence[str] | Mapping[str, int] | None = None,  # with their seeds; None: the budget's
+         z_dims: Sequence[int] | None = None,                       # None: the budget's
+         seeds: int | None = None,  # of every method; None: the budget's, or those of `methods`
          budget: str = "smoke", likelihood: str | None = None,
-         settings: Mapping[str, object] | Sequence[tuple] = (),  # changes to the budget, options of the methods
+         settings: Mapping[str, object] | Sequence[tuple] = (),     # changes to the budget and methods
          name: str | None = None, title: str | None = None, **more) -> Study:
     "Every method with every number of latent dimensions and every seed; checked."
     usual, usual_z = DEFAULTS[choose("budget", budget, DEFAULTS)]
     require(seeds is None or 1 <= seeds <= MAX_RUNS, f"seeds is {seeds}: choose from 1 to {MAX_RUNS}")
-    if methods is None:
-        methods = usual
+    methods = usual if methods is None else methods
     for method in methods:
         choose("method", method, METHODS)
-    counts = dict(methods) if isinstance(methods, Mapping) else {m: usual.get(m, 1) for m in methods}
-    counts = {m: seeds or n for m, n in counts.items()}
+    own = methods if isinstance(methods, Mapping) else usual
+    counts = {m: seeds or own.get(m, 1) for m in methods}
     z_dims = list(dict.fromkeys(z_dims or [usual_z]))
     specs = tuple(RunSpec(dataset, method, z, seed, budget, likelihood, None, settings)
                   for seed in range(max(counts.values(), default=0)) for z in z_dims
@@ -155,17 +155,18 @@ def grid(dataset: str = "digits", methods: Sequence[str] | Mapping[str, int] | N
         merge_settings(spec)
     image_set = RunSpec(dataset).image_set
     own = "_own" if dataset.endswith(".npz") and image_set in CHOICES else ""
-    changed = [likelihood or "", "z" + "-".join(map(str, z_dims)) if z_dims != [usual_z] else "",
-               *(f"{k}{v}" for k, v in sorted(dict(settings).items())),
-               "" if budget == ("smoke" if image_set == "digits" else "cpu") else budget]
-    name = name or re.sub(r"[^\w.+-]+", "-", "_".join(filter(None, [image_set + own, *changed])))[:80].rstrip("-")
+    words = [image_set + own, likelihood, z_dims != [usual_z] and "z" + "-".join(map(str, z_dims)),
+             *(f"{k}{v}" for k, v in sorted(dict(settings).items())),
+             budget != ("smoke" if image_set == "digits" else "cpu") and budget]
+    name = name or re.sub(r"[^\w.+-]+", "-", "_".join(filter(None, words)))[:80].rstrip("-")
     title = title or f"Likelihoods on {SET_TITLES.get(image_set, image_set.replace('_', ' '))}"
     return Study(name, title, specs, **more)
 
 
-GREY = dict(dataset="mnist", likelihood="gaussian", budget="cpu", settings=dict(kl_warmup=0., weight_decay=0.4))
+GREY_SETTINGS = dict(kl_warmup=0., weight_decay=0.4)
+GREY = dict(dataset="mnist", likelihood="gaussian", budget="cpu", settings=GREY_SETTINGS)
 COLOUR = dict(budget="cpu", methods=dict.fromkeys((*OURS, "full"), 2) | {"sa-4": 1, "iaf-4": 1})
-COLOUR_SETTINGS = dict(kl_warmup=0., weight_decay=0.4, precision="bfloat16")
+COLOUR_SETTINGS = GREY_SETTINGS | dict(precision="bfloat16")
 
 
 def preset_studies() -> dict[str, Callable[[], Study]]:
@@ -189,16 +190,16 @@ def preset_studies() -> dict[str, Callable[[], Study]]:
             "static_mnist", budget="published", name="static_mnist_published",
             title="A published likelihood on static MNIST", published=-89.78,
             note="The library pythae publishes −89.78 nats (IWAE-200) for this model on Larochelle's split, "
-            "784-400-40-400-784 with ReLU, where the paper that it reproduces has −89.9 (Rezende & Mohamed 2015)."),
+            "784-400-40-400-784 with ReLU, where the paper that it reproduces has −89.9 (Rezende & Mohamed "
+            "2015)."),
     }
 
 
-def refit_with_dreams(spec: RunSpec, method: str | None = None, **settings) -> RunSpec:
+def refit_with_dreams(spec: RunSpec, method: str | None = None) -> RunSpec:
     "A run with its encoder, or another one on its decoder, refitted with images drawn from the model."
     choice = CHOICES.get(spec.dataset)
     likelihood = spec.likelihood or (choice.likelihood if choice else "bernoulli")
-    source = {} if likelihood == "bernoulli" else {"dream_source": "posterior"}
-    return refit_of(spec, method, **source | settings)
+    return refit_of(spec, method, **{} if likelihood == "bernoulli" else {"dream_source": "posterior"})
 
 
 STEP = dict(natural_step=0.5)
@@ -217,7 +218,7 @@ def static(method: str, **settings) -> RunSpec:
 
 def grey(method: str, **settings) -> RunSpec:
     "A run on grey MNIST with 20 latent dimensions."
-    return RunSpec("mnist", method, 20, 0, "cpu", "gaussian", settings=GREY["settings"] | settings)
+    return RunSpec("mnist", method, 20, 0, "cpu", "gaussian", settings=GREY_SETTINGS | settings)
 
 
 def closing_lines(spec_of: Callable[..., RunSpec]) -> dict[str, RunSpec]:
@@ -234,7 +235,8 @@ def closing_lines(spec_of: Callable[..., RunSpec]) -> dict[str, RunSpec]:
 ABLATION = {  # one change of the budget `cpu` each
     "KL warm-up 10 epochs": dict(kl_warmup=10.), "no KL warm-up": dict(kl_warmup=0.),
     "no weight decay": dict(weight_decay=0.), "weight decay 0.1": dict(weight_decay=0.1),
-    "weight decay 0.5": dict(weight_decay=0.5), "smaller steps from epoch 40": dict(milestones=(40., 50., 60., 70.)),
+    "weight decay 0.5": dict(weight_decay=0.5),
+    "smaller steps from epoch 40": dict(milestones=(40., 50., 60., 70.)),
     "smaller steps from epoch 60": dict(milestones=(60., 70.)), "steps of one size": dict(milestones=()),
     "two samples": dict(n_samples=2)}
 GP_ABLATION = {
@@ -258,15 +260,16 @@ def named_studies() -> dict[str, Callable[[], Study]]:
     sizes = ["vae", "gpvae", *(m for m in METHODS if METHODS[m].family in ("sa", "iaf", "hf", "me", "rme"))]
     schedules = {1000: dict(epochs=160, milestones=(100., 120., 140.)), 3000: {}, 10_000: {}, 50_000: {}}
     return {
-        "closing": lambda: name_lines("closing", "Closing the gap on static MNIST", closing_lines(static), 3,
-                                      reference="VAE"),
-        "closing_grey": lambda: name_lines("closing_grey", "Closing the gap on grey MNIST", closing_lines(grey), 2,
-                                           reference="VAE"),
-        "ablation": lambda: name_lines("ablation", "One change at a time on static MNIST", ablation_lines(), 3),
-        "sizes": lambda: name_lines("sizes", "All methods of the paper on static MNIST",
-                                    {m: static(m) for m in sizes}),
-        "sizes_grey": lambda: name_lines("sizes_grey", "All methods of the paper on grey MNIST",
-                                         {m: grey(m) for m in sizes}),
+        "closing": lambda: name_lines(
+            "closing", "Closing the gap on static MNIST", closing_lines(static), 3, reference="VAE"),
+        "closing_grey": lambda: name_lines(
+            "closing_grey", "Closing the gap on grey MNIST", closing_lines(grey), 2, reference="VAE"),
+        "ablation": lambda: name_lines(
+            "ablation", "One change at a time on static MNIST", ablation_lines(), 3),
+        "sizes": lambda: name_lines(
+            "sizes", "All methods of the paper on static MNIST", {m: static(m) for m in sizes}),
+        "sizes_grey": lambda: name_lines(
+            "sizes_grey", "All methods of the paper on grey MNIST", {m: grey(m) for m in sizes}),
         "learning_curve": lambda: Study("learning_curve", "Gaps against training images", tuple(
             replace(static(m, n_train=n, **schedule), seed=seed) for n, schedule in schedules.items()
             for seed in range(3) for m in ("vae", "vae-dropout", "gpvae-mean", "gpvae"))),
@@ -292,28 +295,21 @@ def parse_study(study: str = "", dataset: str = "", budget: str = "", methods: s
     if study:
         require(not others, f"study {study} and {', '.join(others)}: give one or the other")
         return find_study(study)
-    def split(value): return value.replace(",", " ").split() if isinstance(value, str) else value
-    if "methods" in others:
-        others["methods"] = split(others["methods"])
-    if "z_dims" in others:
-        sizes = split(others["z_dims"])
-        others["z_dims"] = [whole_number("z_dims", z) for z in (sizes if isinstance(sizes, (list, tuple)) else [sizes])]
-    if "seeds" in others:
-        others["seeds"] = whole_number("seeds", others["seeds"])
-    if "settings" in others:
-        words = others["settings"].split() if isinstance(others["settings"], str) else others["settings"]
-        others["settings"] = [parse_setting(w) if isinstance(w, str) else tuple(w) for w in words]
-    return grid(**others)
+    def words(value):
+        value = value.replace(",", " ").split() if isinstance(value, str) else value
+        return value if isinstance(value, (list, tuple)) else [value]
+
+    read = {"methods": words, "z_dims": lambda value: [whole_number("z_dims", z) for z in words(value)],
+            "seeds": lambda value: whole_number("seeds", value),
+            "settings": lambda v: list(map(parse_setting, v.split() if isinstance(v, str) else v))}
+    return grid(**{k: read[k](v) if k in read else v for k, v in others.items()})
 
 
 def whole_number(name: str, value: object) -> int:
     "A whole number, from words too."
-    try:
-        number = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        number = value
+    number = parse_setting(f"{name}={value}")[1] if isinstance(value, str) else value
     check_kinds(int, **{name: number})
-    return int(number)
+    return number
 
 
 assert set(DEFAULTS) == set(BUDGETS)

@@ -1,6 +1,6 @@
-"""Results as tables. Cells are texts of three formatters, differences come from `compare`, no sentence is made.
+"""Results as tables: cells are texts of three formatters, differences come from `compare`.
 
-A part of some results is what one table may average: one number of latent dimensions and of training images."""
+A part of some results is what one table may average: one number of latents and of training images."""
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -12,13 +12,12 @@ from gpvae.statistics import Interval
 from gpvae.study.compare import best_and_ties, difference, paired_difference, values_by_seed, verdict
 from gpvae.study.config import merge_settings
 from gpvae.study.methods import METHODS
-from gpvae.study.settings import BUDGETS
 from gpvae.study.store import check_comparable
-from gpvae.study.studies import SET_TITLES, Results, Study, refined_variants
+from gpvae.study.studies import SET_TITLES, Results, refined_variants
 
 MINUS = "\N{MINUS SIGN}"
 QUANTITIES = {"log p(x)": "log_px", "ELBO": "elbo", "IWAE": "iwae"}  # the first one that is there decides
-VARYING = {"n_train": "images", "z_dim": "z"}                        # columns that parts differ in, their headings
+VARYING = {"n_train": "images", "z_dim": "z"}  # columns that parts differ in, and their headings
 
 
 def number(value: float, digits: int = 2, sign: bool = False) -> str:
@@ -52,15 +51,13 @@ def duration(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
 
 
-def parts(results: Results) -> list[tuple[dict[str, object], Results]]:  # heading -> value; the runs that have it
-    "The parts of some results that a table may average, in the order of the study; one, if all runs are alike."
+def parts(results: Results) -> list[tuple[dict[str, object], Results]]:  # heading -> value; its runs
+    "The parts of some results that a table may average, in the order of the study; one if all are alike."
     rows = results.rows
     varying = [c for c in VARYING if c in rows and rows[c].nunique() > 1]
-    split = [({VARYING[c]: v for c, v in key.items()}, results.where(**key))
-             for key in rows[varying].drop_duplicates().to_dict("records")] if varying else [({}, results)]
+    keys = rows[varying].drop_duplicates().to_dict("records") if varying else [{}]
+    split = [({VARYING[c]: v for c, v in key.items()}, results.where(**key)) for key in keys]
     for _, part in split:
-        for _, group in part.rows.groupby("line"):
-            check_comparable(group)
         check_comparable(part.rows)
     return [(heading, same_images(part)) for heading, part in split] if len(rows) else []
 
@@ -103,20 +100,21 @@ def quantities(results: Results) -> dict[str, str]:  # heading -> name of column
 
 def facts(results: Results) -> pd.DataFrame:
     "What a page compares: images, model, budget, machine."
-    if not len(results.rows):
+    rows = results.rows
+    if not len(rows):
         return pd.DataFrame()
-    rows, first = results.rows, results.rows.iloc[0]
+    first, seeds = rows.iloc[0], rows.groupby("line", sort=False)["seed"].nunique()
+    annealed = rows["n_log_px"].min() if "n_log_px" in rows else np.nan
 
     def each(column):
         values = dict.fromkeys(rows[column].dropna())
         return ", ".join(f"{v:,.0f}" if isinstance(v, (int, float)) else v for v in values if v != "")
 
-    seeds = rows.groupby("line", sort=False)["seed"].nunique()
     values = {
         "image set": SET_TITLES.get(first["dataset"], first["dataset"]),
         "training images": each("n_train"),
         "test images": f"{int(first['n_test']):,}",
-        "test images of log p(x)": f"{rows['n_log_px'].min():,.0f}" if "n_log_px" in rows and rows["n_log_px"].any() else "",
+        "test images of log p(x)": f"{annealed:,.0f}" if annealed > 0 else "",
         "likelihood": f"{first['likelihood']}, binarisation {first['binarisation']}",
         "latent dimensions": each("z_dim"),
         "seeds of a method": f"{seeds.min()} to {seeds.max()}" if seeds.nunique() > 1 else str(seeds.max()),
@@ -192,7 +190,7 @@ def verdicts(results: Results, line: str = "gpvae") -> pd.DataFrame:
 
 
 def differences(results: Results) -> pd.DataFrame:
-    "Every line minus the reference, and the verdict on the claim that it is higher, by the deciding quantity."
+    "Every line minus the reference, and the verdict on the claim that it is higher."
     names, reference = quantities(results), results.study.reference
 
     def row_of(part, line, rows):
@@ -207,7 +205,7 @@ def differences(results: Results) -> pd.DataFrame:
 
 
 def costs(results: Results) -> pd.DataFrame:
-    "Times, medians over seeds, with the ratio to the reference; blank on another machine than the reference's."
+    "Times, medians over seeds, with the ratio to the reference; blank on another machine than its own."
     reference = results.study.reference
     columns = {"training step": "step_ms", "batch of 128": "infer_ms_batch", "one image": "infer_ms_one"}
 
@@ -223,7 +221,8 @@ def costs(results: Results) -> pd.DataFrame:
             cells[heading] = duration(ms / 1000) + (f" ({ratio:.2f} ×)" if np.isfinite(ratio) else "")
         cells["training"] = duration(rows["train_seconds"].median()) if same else ""
         memory = rows["peak_mb"].max() if same and "peak_mb" in rows else np.nan
-        return cells | {"memory": f"{memory:.0f} MB" if np.isfinite(memory) else "", "machine": ", ".join(machines)}
+        cells["memory"] = f"{memory:.0f} MB" if np.isfinite(memory) else ""
+        return cells | {"machine": ", ".join(machines)}
     return by_line(results, row_of)
 
 
@@ -250,28 +249,20 @@ def modes(results: Results) -> pd.DataFrame:
     return pd.DataFrame(table).set_index("method")
 
 
-def refined_study(study: Study) -> Study:
-    "The runs of a study that begin with no other, each followed by what is made of its encoder after training."
-    pairs = []
-    for line, spec in zip(study.lines, study.specs):
-        if spec.parent is None:
-            pairs += [(line, spec), *((f"{line}, {what}", s) for what, s in refined_variants(spec).items())]
-    if not pairs:
-        return study
-    return replace(study, specs=tuple(spec for _, spec in pairs), lines=tuple(line for line, _ in pairs))
-
-
 def refined(results: Results) -> pd.DataFrame:
     "What refits and a natural-gradient step add to each line: paired by seed, for the decoder is the same."
-    if len(results.study.specs) > 2000:  # every specification has three variants
+    study = results.study
+    bases = [(line, spec) for line, spec in zip(study.lines, study.specs) if spec.parent is None]
+    if not bases or len(bases) > 2000:  # every specification has three variants
         return pd.DataFrame()
-    whole = refined_study(results.study).results(results.store)
-    variants = [line for line in whole.lines if line not in results.study.lines]
-    if not variants:
-        return pd.DataFrame()
+    pairs = [(f"{line}, {what}" if what else line, variant) for line, spec in bases
+             for what, variant in ({"": spec} | refined_variants(spec)).items()]
+    lines, specs = zip(*pairs)
+    whole = replace(study, specs=specs, lines=lines).results(results.store)
+    variants = [line for line in whole.lines if line not in study.lines]
 
     def row_of(part, line, rows):
-        base = next((o for o in results.study.lines if line.startswith(f"{o}, ")), None)
+        base = next((o for o in study.lines if line.startswith(f"{o}, ")), None)
         if line not in variants or base is None:
             return {}
         gaps = {f"Δ {k}": with_interval(paired_difference(part.rows, part.arrays, line, base, name))
@@ -304,8 +295,9 @@ def mixtures(results: Results) -> pd.DataFrame:
 
 def runs(results: Results) -> pd.DataFrame:
     "Every run."
-    names = ["line", "z_dim", "seed", "n_train", "log_px", "log_px_error", "elbo", "iwae", "iwae_error", "ess",
-             "active_units", "valid_elbo", "best_epoch", "epochs", "train_seconds", "peak_mb", "run", "commit"]
+    names = ["line", "z_dim", "seed", "n_train", "log_px", "log_px_error", "elbo", "iwae", "iwae_error",
+             "ess", "active_units", "valid_elbo", "best_epoch", "epochs", "train_seconds", "peak_mb", "run",
+             "commit"]
     rows = results.rows[[n for n in names if n in results.rows]].rename(columns={"line": "method"})
     rows = rows.loc[:, rows.notna().any()] if len(rows) else rows
     numbers = rows.select_dtypes("number").columns
@@ -320,7 +312,7 @@ def schedule(results: Results) -> pd.DataFrame:
         return pd.DataFrame()
     spec = next(s for s in results.study.specs if s.text() == results.rows["spec"].iloc[0])
     budget, options = merge_settings(spec)
-    values = {k: v for section in vars(BUDGETS[spec.budget]) for k, v in vars(getattr(budget, section)).items()}
+    values = {k: v for section in vars(budget).values() for k, v in vars(section).items()}
     return pd.DataFrame({"value": {k: "none" if v is None else str(v) for k, v in (values | options).items()}}
                         ).rename_axis("setting")
 
