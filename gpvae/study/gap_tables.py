@@ -146,11 +146,6 @@ def widths(results: Results) -> pd.DataFrame:  # one column a factor; nats
     return by_line(results, rows_of)
 
 
-def free_scores(runs: list[MeasuredRun]) -> tuple[str, ...]:
-    "The scores that any VAE has."
-    return tuple(name for name in runs[0].scores() if name not in PROCESS)
-
-
 def rankings(runs: list[MeasuredRun],  # the seeds of a line
              gap: str,                 # one of GAPS
              draws: int = 500          # of the bootstrap over images

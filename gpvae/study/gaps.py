@@ -93,7 +93,7 @@ def open_finished(study: Study, runs: Path) -> list[RunResult]:
     configs = resolve_all(study.specs)
     for config in configs:
         folder = runs / config.id
-        require(is_finished(folder), f"{config.spec.text()} is not finished, there is no whole run in {folder}: "
+        require(is_finished(folder), f"{config.spec.text()} is not finished, {folder} has no whole run: "
                 "train it first, by `gpvae reproduce` with the same words or by `gpvae run`")
     return [open_run(runs / config.id, config.spec) for config in configs]
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-import gpvae
 from gpvae.checks import require
 from gpvae.files import device_name, open_folder, pick_device
+from gpvae.study import OWN_PACKAGE
 from gpvae.study.config import RunConfig, resolve_all
 from gpvae.study.methods import METHODS
 from gpvae.study.run import TIMES, is_finished, open_run, runs_root, time_run
@@ -28,13 +28,8 @@ from gpvae.study.studies import Study
 JOBS = 2            # runs side by side
 PATIENCE = 10.      # seconds that a process has to end before it is killed
 USUAL_RATE = 8e-5   # seconds of an image and an epoch where no row tells: 2 × 500 units, one core
-# `python -P` keeps the current folder off the path; another gpvae on the path is not taken either.
-CHILD = """import importlib.util as u, sys
-spec = u.spec_from_file_location("gpvae", {path!r})
-sys.modules["gpvae"] = module = u.module_from_spec(spec)
-spec.loader.exec_module(module)
-from gpvae.study.cli import main
-sys.exit(main())"""
+# `python -P` keeps the current folder off the path; another gpvae on the path is not taken either
+CHILD = f"{OWN_PACKAGE}; from gpvae.study.cli import main; sys.exit(main())"
 
 
 class Job(NamedTuple):
@@ -194,10 +189,9 @@ class Launcher:
         words = ["run", "--spec", json.dumps(config.spec.to_json()), "--attached", "--runs", str(self.runs)]
         words += [] if self.device is None else ["--device", self.device]
         words += ["--position", str(self.position)] if shown else ["--quiet"]
-        code = CHILD.format(path=str(Path(gpvae.__file__).absolute()))
         with self.lock:
             require(self.processes is not None, "no run is started any more")
-            process = subprocess.Popen([sys.executable, "-P", "-c", code, *words], stdin=subprocess.PIPE,
+            process = subprocess.Popen([sys.executable, "-P", "-c", CHILD, *words], stdin=subprocess.PIPE,
                                        stdout=subprocess.PIPE, stderr=None if shown else subprocess.STDOUT,
                                        text=True, errors="replace")
             self.processes.add(process)

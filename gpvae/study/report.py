@@ -14,14 +14,11 @@ import pandas as pd
 import gpvae
 from gpvae.checks import InputError, require
 from gpvae.files import open_folder, write_atomically
+from gpvae.study import OWN_PACKAGE
 from gpvae.study.store import Store
 from gpvae.study.studies import Study
 
 TEMPLATES = Path(gpvae.__file__).absolute().parents[1] / "nbs"
-OWN_PACKAGE = (  # a kernel imports this gpvae, and no module of the folder that it lies in
-    "import importlib.util as u, sys; "
-    f"spec = u.spec_from_file_location('gpvae', {str(Path(gpvae.__file__).absolute())!r}); "
-    "sys.modules['gpvae'] = module = u.module_from_spec(spec); spec.loader.exec_module(module)")
 
 
 def section(prose: str,       # Markdown, its heading first

@@ -83,7 +83,13 @@ def open_run(folder: Path,
     config = read_config(folder)
     metrics = read_json(folder / "metrics.json")
     check_owner(folder / "metrics.json", metrics["row"].get("run"), folder)
-    row = metrics["row"] | read_times(folder, metrics["row"]["machine"]) | describe_spec(spec or config.spec)
+    row, timing = metrics["row"] | describe_spec(spec or config.spec), folder / "timing.json"
+    if timing.exists():
+        times = read_json(timing)
+        check_owner(timing, times.get("run"), folder)
+        require(times["machine"] == row["machine"], f"{timing} was measured on {times['machine']}, the run "
+                f"was made on {row['machine']}: delete it and time the run there")
+        row |= {name: times[name] for name in TIMES}
     tensors, about = read_tensors(folder / "per_image.safetensors")
     check_owner(folder / "per_image.safetensors", about.get("run"), folder)
     pictures = {k: tensors.pop(k).numpy() for k in ("samples", "images", "reconstructions")}
@@ -96,18 +102,6 @@ def describe_spec(spec: RunSpec) -> dict[str, object]:
     settings = " ".join(f"{k}={v!r}".replace(" ", "") for k, v in spec.settings)
     return dict(spec=spec.text(), budget=spec.budget, settings=settings,
                 parent=spec.parent.text() if spec.parent else "")
-
-
-def read_times(folder: Path, machine: str) -> dict[str, float]:
-    "Milliseconds of a run, measured on its own machine; empty before they are measured."
-    path = folder / "timing.json"
-    if not path.exists():
-        return {}
-    times = read_json(path)
-    check_owner(path, times.get("run"), folder)
-    require(times["machine"] == machine, f"{path} was measured on {times['machine']}, the run was made on "
-            f"{machine}: delete it and time the run there")
-    return {name: times[name] for name in TIMES}
 
 
 def apply_evaluation(model: VAE, config: RunConfig) -> VAE:
