@@ -30,6 +30,7 @@ from gpvae.data import load, prepare_splits, to_float
 from gpvae.evaluation.iwae import estimate_batch
 from gpvae.evaluation.timing import training_step
 from gpvae.files import commit, pick_device, write_json
+from gpvae.statistics import bootstrap
 from gpvae.study.config import RunConfig, RunSpec, build_model, refit_of, resolve
 from gpvae.study.methods import METHODS
 from gpvae.vae import VAE, default_rows
@@ -308,13 +309,6 @@ def interleave(
     return times
 
 
-def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, float, float]:
-    "Median paired ratio of two contenders' times over the rounds, with its 95 % bootstrap interval."
-    ratios = np.array(over) / np.array(under)
-    drawn = np.median(np.random.default_rng(0).choice(ratios, (4000, len(ratios))), axis=1)
-    return float(np.median(ratios)), *map(float, np.quantile(drawn, (0.025, 0.975)))
-
-
 def profile_call(call: Callable[[], object], repeats: int = 20, top: int = 12) -> list[dict]:
     "Shares of self time by operator; the last row is all the others."
     for _ in range(3):
@@ -380,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         contenders = GROUPS[group](sizes, x, args.dataset)
         times = result["groups"][group] = interleave(contenders, args.rounds, args.seconds, wait)
         for name, values in times.items():
-            median, low, high = ratio(values, times["vae"])
+            median, low, high, _ = bootstrap(np.median, np.divide(values, times["vae"]), n=4000)
             print(
                 f"{group:10} {name:22} {np.median(values):9.3f} ms  {median:6.2f} [{low:.2f}, {high:.2f}] × vae"
             )

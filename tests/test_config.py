@@ -56,6 +56,12 @@ def test_other_words_for_the_same_run_give_the_same_name(change):
     assert name_of(**change) == name_of()
 
 
+def test_a_default_that_is_written_out_gives_the_same_name():
+    settings = {name: value for name, value in SETTINGS.items() if name != "kl_warmup"}
+    names = {name_of(settings=settings | more) for more in ({}, dict(kl_warmup=20), dict(kl_warmup=20.0))}
+    assert len(names) == 1 and type(resolve(SPEC, DIGITS).train.noise_warmup) is float
+
+
 def test_the_name_covers_what_a_budget_and_a_method_say(monkeypatch):
     plain, budget = name_of(), BUDGETS["smoke"]
     train = dataclasses.replace(budget.train, max_norm=7.0)

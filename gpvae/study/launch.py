@@ -170,7 +170,8 @@ class Launcher:
         "Run a configuration after its parents, and wait for it."
         for parent, failure in (future.result() for future in parents):
             if failure:
-                return config, Failure(config, failure.status, f"it begins with {parent.id}, which failed")
+                message = f"it begins with run {parent.id}, which failed"
+                return config, Failure(config, failure.status, message)
         shown = self.bar and self.in_front.acquire(blocking=False)
         try:
             process = self.start(config, shown)

@@ -223,7 +223,7 @@ def evaluate_run(config: RunConfig, splits: Splits, place: Workplace) -> None:
 def identify(config: RunConfig, device: torch.device) -> dict[str, object]:
     "The columns of a row that say which run it is, and where it was made."
     names = ("dataset", "method", "z_dim", "seed", "likelihood", "binarisation", "protocol")
-    return ({"run": config.id} | {name: getattr(config, name) for name in names} | describe_spec(config.spec)
+    return ({"run": config.id} | {name: getattr(config, name) for name in names}
             | dict(n_train=config.data.n_train, n_test=config.data.n_test, checksum=config.checksum[:12],
                    machine=device_name(device), torch=torch.__version__, commit=commit()))
 

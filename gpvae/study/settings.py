@@ -131,7 +131,7 @@ def complete(method: str, budget: str, changes: Iterable[tuple[str, object]]) ->
     usual = usual_settings(method, budget)
     for key, _ in changes:
         choose(f"setting of method {method}", key, usual)
-    return usual | {key: as_declared(key, value, usual[key]) for key, value in changes}
+    return {key: as_declared(key, value, usual[key]) for key, value in (usual | dict(changes)).items()}
 
 
 def into_sections(values: dict[str, object], seed: int) -> tuple[Budget, dict[str, object]]:
