@@ -800,6 +800,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'gpvae.study.methods': {},
             'gpvae.study.report': {},
             'gpvae.study.run': {},
+            'gpvae.study.settings': {},
             'gpvae.study.store': {},
             'gpvae.study.studies': {},
             'gpvae.study.tables': {},

@@ -84,13 +84,14 @@ def make_parser() -> Parser:
     gap.option("chains", "of the annealing", 8)
     add(snakefile_path)
     judge = add(judge_model)
-    judge.add_argument("model", metavar="MODULE:FUNCTION", help="a function without arguments that returns the model")
+    judge.add_argument("model", metavar="MODULE:FUNCTION",
+                       help="a function without arguments that returns the model")
     judge.add_argument("data", help="an .npz with x_test and perhaps x_train, [N, ...]")
     judge.option("write", "the page", "judge.html")
     judge.option("path", "folder that keeps what is done, so that a killed call continues")
-    for name, text, default in (("k", "importance samples of IWAE", 100), ("gaps", "data whose gaps are measured", 100),
-                                ("likelihoods", "data whose log p(x) is estimated", 1000)):
-        judge.option(name, text, default)
+    judge.option("k", "importance samples of IWAE", 100)
+    judge.option("gaps", "data whose gaps are measured", 100)
+    judge.option("likelihoods", "data whose log p(x) is estimated", 1000)
     judge.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -233,7 +234,7 @@ def judge_model(args: argparse.Namespace) -> int:
             data = {name: torch.from_numpy(arrays[name]) for name in ("x_test", "x_train") if name in arrays}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as e:
         raise InputError(f"{args.data} is no .npz of numbers ({e})") from e
-    require("x_test" in data, f"{args.data} has no x_test: save it by np.savez(path, x_test=..., x_train=...)")
+    require("x_test" in data, f"{args.data} has no x_test: np.savez(path, x_test=..., x_train=...) saves it")
     effort = Effort(k=args.k, gaps=args.gaps, likelihoods=args.likelihoods)
     report = judge(load_model(), data["x_test"], data.get("x_train"), effort=effort, path=args.path,
                    bar=not args.quiet)
