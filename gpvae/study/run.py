@@ -154,7 +154,7 @@ def ensure_run(config: RunConfig, place: Workplace) -> Path:
         read_config(folder)
         splits = prepare_splits(load_images(config), config.binarisation, place.device)
         if config.trained.id == config.id:
-            train_run(config, splits, place)
+            train_run(config, build_model(config).to(place.device), splits, place)
         else:
             check_evaluation(config, splits)
             ensure_run(config.trained, place)
@@ -169,9 +169,8 @@ def check_evaluation(config: RunConfig, splits: Splits) -> None:
         model.posterior(to_float(splits.valid[:1], splits.eval_binarisation))
 
 
-def train_run(config: RunConfig, splits: Splits, place: Workplace) -> None:
+def train_run(config: RunConfig, model: VAE, splits: Splits, place: Workplace) -> None:
     "Train the model of a configuration into its checkpoint, after its parent, resuming from there."
-    model = build_model(config).to(place.device)
     fit = train
     if config.parent is not None:
         load_decoder(model, load_model(ensure_run(config.parent, place), place.device), config.model.start)
