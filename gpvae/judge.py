@@ -81,7 +81,7 @@ def latent_summary(model: VAE,
 def mutual_information(posteriors: list, z: Float[Tensor, "M Z"], # one draw of each of the first M
                        n: int                                     # posteriors that are compared
                       ) -> float: # nats, at most log n; NaN where a posterior has no density at other latents
-    "The second line of @eq-judge-information."
+    "I(x; z): what a latent says of its datum, from the posteriors of data that are compared."
     columns, seen = [], 0
     try:
         for q in posteriors:
