@@ -173,7 +173,7 @@ def measure_split(model: VAE, x: Tensor, effort: Effort, binarisation: str, seed
     def likelihood():
         r = log_likelihood(model, some, effort.tolerance, binarisation, min(32, len(some)), seed,
                            tell("log p(x)"))
-        return {"log_px": r.log_px.numpy(), "log_px_error": r.error, "converged": r.reached}
+        return {"log_px": r.log_px.numpy(), "log_px_error": r.error, "converged": r.converged}
     def gaps(first):
         part = few[first:first + effort.chunk]
         r = measure_gaps(model, part, how=Climb(), binarisation=binarisation, samples=effort.samples,

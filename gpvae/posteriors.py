@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Posterior', 'log_normal', 'gaussian_kl', 'randn', 'antithetic', 'DiagonalGaussian', 'FullGaussian', 'systematic',
-           'GaussianMixture']
+           'GaussianMixture', 'check_values']
 
 # %% ../nbs/28_posteriors.ipynb #660be319
 import math
@@ -255,3 +255,17 @@ class GaussianMixture(Posterior):
     def inflate(self, factor: float) -> "GaussianMixture":
         _check_factor(factor)
         return GaussianMixture(self.mu, self.log_sigma + 0.5 * math.log(factor), self.log_pi)
+
+# %% ../nbs/28_posteriors.ipynb #c734a724
+def check_values(q: Posterior) -> None:
+    """Raise `InputError` unless a full factor is lower triangular with a positive diagonal, and weights
+    of a mixture sum to 1: else the density that is reported is not that of the samples."""
+    if isinstance(q, FullGaussian):
+        below = bool((q.L.triu(1) == 0).all())
+        require(below, "L of a FullGaussian has numbers above its diagonal: pass the Cholesky factor")
+        positive = bool((q.L.diagonal(dim1=-2, dim2=-1) > 0).all())
+        require(positive, "L of a FullGaussian has a diagonal that is not positive: pass the Cholesky factor")
+    if isinstance(q, GaussianMixture):
+        off = q.log_pi.logsumexp(0).abs().max().item()
+        require(off < 1e-3, f"the weights of a GaussianMixture sum to 1 only up to {off:.3g} nats: pass "
+                "log_softmax over the components, the first dimension")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gpvae.checks import InputError
-from gpvae.inference.gauss_newton import _local, gauss_newton
+from gpvae.inference.gauss_newton import gauss_newton, local_curvature
 from gpvae.likelihoods import LIKELIHOODS, Likelihood
 from gpvae.networks import ConvDecoder, mlp_decoder
 from gpvae.inference.best_gaussian import Climb, best_gaussian
@@ -37,7 +37,7 @@ def test_gradient_and_curvature_are_those_of_the_joint(likelihood, decoder):
     model = VAE(Call(None), perturb(decoder.double(), 0.3), LIKELIHOODS[likelihood](64).double())
     x, z = binary_images(3, (1, 8, 8)), normal(3, 3)
     with torch.no_grad():
-        gradient, curvature = _local(LogJoint(model, x), z)
+        gradient, curvature = local_curvature(LogJoint(model, x), z)
     for i in range(3):
         at = lambda z: model.log_joint(x[i:i + 1], z[None, None])[0, 0]
         close(gradient[i], torch.autograd.functional.jacobian(at, z[i]))

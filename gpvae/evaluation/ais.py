@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 from ..checks import check_kinds, choose, require
 from ..pixels import to_float
 from ..files import read_tensors, tensor_digest, write_tensors
-from .iwae import default_rows, ess, iwae
+from .iwae import default_rows, each_alone, ess, float_type, iwae, warn_of_images
 from ..inference.gauss_newton import gauss_newton
+from ..inference.starts import FullGaussianMixture, Neighbours, several_starts
 from ..inference.best_gaussian import Climb, best_gaussian, start_of
 from ..posteriors import DiagonalGaussian, FullGaussian, Posterior
 from ..encoders.natural_step import STEP_FACTOR, gradient_at_mean
@@ -61,7 +62,8 @@ STARTS = {"prior": lambda model, x: None, # q0 of a batch
            "best": _best_full,
            "step": _moved,
            "newton": lambda model, x: gauss_newton(model, x, model.posterior(x), rounds=2),
-           "curvature": lambda model, x: gauss_newton(model, x, model.posterior(x))}
+           "curvature": lambda model, x: gauss_newton(model, x, model.posterior(x)),
+           "several": lambda model, x: several_starts(model, x).q}
 
 # %% ../../nbs/71_ais.ipynb #cdb3b962
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class AISConfig:
     chains: int = 16             # independent chains per image, S
     leapfrog_steps: int = 5      # of a transition; each evaluates the decoder once, L
     schedule: str = "sigmoidal"  # of β: "linear" or "sigmoidal"
-    start: str = "prior"         # q0: "prior", "posterior" (the encoder's), "best" or "curvature" (Gaussians)
+    start: str = "prior"         # q0: "prior", "posterior" (the encoder's), "best", "curvature" or "several"
     acceptance: float = 0.65     # that the step sizes aim at
     seed: int = 0                # of all noise
 
@@ -214,8 +216,9 @@ class Bridge(NamedTuple):
 
     @property
     def units(self) -> Float[Tensor, "B Z Z"]|None:
-        "Those of a Gaussian q0; None: of z itself."
+        "Those of a Gaussian q0, of a mixture's heaviest; None: of z itself."
         if isinstance(self.q0, FullGaussian): return self.q0.L
+        if isinstance(self.q0, FullGaussianMixture): return self.q0.heaviest.L
         return self.q0.log_sigma.exp().diag_embed() if isinstance(self.q0, DiagonalGaussian) else None
 
     def at(self, z: Float[Tensor, "S B Z"], value: bool = True) -> State:
@@ -295,6 +298,12 @@ class LogLikelihood(NamedTuple):
     log_px: Float[Tensor, "N"]     # nats
     ess: Float[Tensor, "N"]        # effective sample size of the weights, between 1 and the number of chains
     acceptance: Float[Tensor, "N"] # mean probability over chains and temperatures
+    gain: Float[Tensor, "N"]       # of `Starts`, nats; -inf unless several starts were compared
+
+    @property
+    def starts_won(self) -> float:
+        "Share of the images where another start than the encoder's wins by more than a nat."
+        return (self.gain > 1).double().mean().item() if self.gain.isfinite().any() else math.nan
 
     @property
     def failed(self) -> list[int]:
@@ -308,7 +317,8 @@ class LogLikelihood(NamedTuple):
     @classmethod
     def of(cls, *columns: Tensor) -> "LogLikelihood":
         "From columns on any device, with NaN where the first is not finite."
-        return cls(*(torch.where(columns[0].isfinite(), c, math.nan).double().cpu() for c in columns))
+        known = [torch.where(columns[0].isfinite(), c, math.nan).double().cpu() for c in columns]
+        return cls(*known, *[torch.full_like(known[0], -math.inf)] * (4 - len(known)))
 
     @classmethod
     def joined(cls, parts: Sequence["LogLikelihood"]) -> "LogLikelihood":
@@ -376,25 +386,28 @@ class _Finished:
         key = about.get("key")
         require(key == self.key, f"{self.path} belongs to {key}, not to {self.key}: "
                 "settings, images or weights differ, use another file or delete it")
-        self.parts = [LogLikelihood(**tensors)]
+        unknown = {"gain": torch.full_like(tensors["log_px"], -math.inf)}
+        self.parts = [LogLikelihood(**unknown | tensors)]
 
     def add(self, part: LogLikelihood) -> None:
         self.parts.append(part)
         if self.path is not None: write_tensors(self.path, self.result()._asdict(), {"key": self.key})
 
 # %% ../../nbs/71_ais.ipynb #40939414
-def _reported(r: LogLikelihood, index: Sequence[SupportsIndex]) -> LogLikelihood:
-    "The result, after a warning that names the images without one."
+def _reported(r: LogLikelihood, index: Sequence[SupportsIndex], chains: int) -> LogLikelihood:
+    "The result, after warnings that name images without one, and those that rest on a single chain."
     if r.failed:
         names = ", ".join(str(int(index[i])) for i in r.failed)
         warnings.warn(f"log p(x) is not finite for images {names}: the decoder returned NaN or infinity "
                       "for them", stacklevel=3)
+    single = (r.ess < 1.02) & (chains >= 8)
+    warn_of_images(single, f"one of {chains} chains has all the weight", "log p(x) may be far too low")
     return r
 
 # %% ../../nbs/71_ais.ipynb #e233731b
 _Gaussian = DiagonalGaussian|FullGaussian
 
-def _part(q0: _Gaussian, part: slice, like: Tensor) -> _Gaussian:
+def _part(q0: _Gaussian, part: slice|Tensor, like: Tensor) -> _Gaussian:
     "The posterior of some of the images, with the dtype and device of `like`."
     return type(q0)(*(t[part].to(like).clone() for t in vars(q0).values()))
 
@@ -406,6 +419,21 @@ def _start_key(q0: Posterior|None, n: int) -> dict[str, str]:
     require(len(q0.mu) == n, f"q0 is of {len(q0.mu)} images, and there are {n}: pass a Gaussian of each")
     return {"q0": tensor_digest(vars(q0), type(q0).__name__)}
 
+# %% ../../nbs/71_ais.ipynb #63aa6b64
+def _anneal_batch(model: VAE, x: Tensor, q0: Posterior|None, index: Tensor, config: AISConfig,
+                  neighbours: Neighbours|None) -> LogLikelihood:
+    "Of one batch; an image that ends in an error loses its own result alone."
+    def estimate(x: Tensor, q0: Posterior|None, index: Tensor) -> LogLikelihood:
+        gain = x.new_full((len(x),), -math.inf)
+        if q0 is None and neighbours is not None:
+            q0, gain = several_starts(model, x, neighbours)
+        elif q0 is None: q0 = STARTS[config.start](model, x)
+        bridge = Bridge(model, x, q0, index.tolist(), config.seed)
+        return _forward(bridge, _adapt(bridge, config), config)._replace(gain=gain.double().cpu())
+    def of_part(i: Tensor) -> LogLikelihood:
+        return estimate(x[i], q0 and _part(q0, i, x), index[i])
+    return LogLikelihood(*each_alone(of_part, torch.arange(len(x))))
+
 # %% ../../nbs/71_ais.ipynb #bca36db9
 def ais(model: VAE,
         x: Tensor,                         # images, [N, C, H, W]
@@ -415,7 +443,8 @@ def ais(model: VAE,
         rows: int|None = None,             # rows (chains times images) at a time; None: what suits the device
         path: Path|None = None,            # file of finished images, to write and to resume from
         progress: Callable|None = None,    # called with the number of images done
-        q0: Posterior|None = None          # Gaussian of all images to start from; None: by config.start
+        q0: Posterior|None = None,         # Gaussian of all images to start from; None: by config.start
+        near: Tensor|None = None           # training images, for start="several"; None: the others of x
        ) -> LogLikelihood:
     "log p(x) of every image by annealed importance sampling."
     binarisation = binarisation_of(model, x, binarisation)
@@ -427,18 +456,23 @@ def ais(model: VAE,
     require(len(index) == len(x), f"index has {len(index)} numbers for {len(x)} images: pass one per image")
     settings = dict(binarisation=binarisation, **asdict(config), **_start_key(q0, len(x)))
     like = model.new_latents(0)
+    if near is not None: settings["near"] = tensor_digest({"x": near}, "near")
     if path is not None: settings["probe"] = probe(model, to_float(x[:2], binarisation).to(like.dtype))
     done = _Finished(path, fingerprint(model, x, index, **settings))
     if progress and len(done): progress(len(done))
+    float_type(model)
+    neighbours = None
     with annealing_mode(model):
+        if config.start == "several" and q0 is None:
+            neighbours = Neighbours.of(model, x if near is None else near, binarisation)
         for first in range(len(done), len(x), B):
             part = slice(first, first + B)
             batch = to_float(x[part], binarisation).to(like.dtype)
-            start = STARTS[config.start](model, batch) if q0 is None else _part(q0, part, like)
-            bridge = Bridge(model, batch, start, index[part], config.seed)
-            done.add(_forward(bridge, _adapt(bridge, config), config))
+            given = None if q0 is None else _part(q0, part, like)
+            numbers = torch.as_tensor([int(i) for i in index[part]])
+            done.add(_anneal_batch(model, batch, given, numbers, config, neighbours))
             if progress: progress(len(batch))
-    return _reported(done.result(), index)
+    return _reported(done.result(), index, config.chains)
 
 # %% ../../nbs/71_ais.ipynb #01b00e1f
 class TwoSided(NamedTuple):
@@ -454,11 +488,12 @@ class TwoSided(NamedTuple):
 # %% ../../nbs/71_ais.ipynb #1f960113
 def simulate(model: VAE, n: int,
              x_shape: Sequence[int], # (C, H, W)
-             seed: int = 0
+             seed: int = 0,
+             z: Float[Tensor, "n Z"]|None = None # None: from the prior
             ) -> tuple[Float[Tensor, "N C H W"], Float[Tensor, "N Z"]]:
     "Images from the model, and the latents that made them: z is an exact sample of p(z|x)."
     g = torch.Generator(model.device).manual_seed(int(seed))
-    z = model.prior.sample(n, model.new_latents(0, model.z_dim), g)
+    if z is None: z = model.prior.sample(n, model.new_latents(0, model.z_dim), g)
     return model.draw(z, x_shape, g), z
 
 # %% ../../nbs/71_ais.ipynb #c2618c4b
@@ -466,18 +501,23 @@ def sandwich(model: VAE, n: int,           # images to simulate
              x_shape: Sequence[int],       # (C, H, W)
              config: AISConfig = AISConfig(),
              rows: int|None = None,        # rows (chains times images) at a time; None: what suits the device
-             progress: Callable|None = None # called with the number of images done
+             progress: Callable|None = None, # called with the number of images done
+             latents: Float[Tensor, "n Z"]|None = None, # that make the images; None: from the prior
+             neighbours: Neighbours|None = None # for start="several"
             ) -> TwoSided:
     "Forward and reverse annealing of the same simulated images."
     require(n >= 1, f"n is {n}: simulate at least one image")
     lower, upper = [], []
     with annealing_mode(model):
-        x, z = simulate(model, n, x_shape, config.seed)
+        x, z = simulate(model, n, x_shape, config.seed, latents)
         B = max(1, (rows or default_rows(x.device)) // config.chains)
         for i, xs, zs in zip(torch.arange(n).split(B), x.split(B), z.split(B)):
-            bridge = Bridge(model, xs, STARTS[config.start](model, xs), i.tolist(), config.seed)
+            several = config.start == "several"
+            q0 = several_starts(model, xs, neighbours).q if several else STARTS[config.start](model, xs)
+            bridge = Bridge(model, xs, q0, i.tolist(), config.seed)
             log_steps = _adapt(bridge, config)
             lower.append(_forward(bridge, log_steps, config))
             upper.append(_reverse(bridge, zs, log_steps, config))
             if progress: progress(len(xs))
-    return TwoSided(*(_reported(LogLikelihood.joined(side), range(n)) for side in (lower, upper)))
+    sides = map(LogLikelihood.joined, (lower, upper))
+    return TwoSided(*(_reported(side, range(n), config.chains) for side in sides))

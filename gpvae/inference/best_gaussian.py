@@ -197,7 +197,7 @@ def best_gaussians(model: VAE, x: Tensor,          # [N, C, H, W], as `evaluate`
     generator, parts = torch.Generator(x.device).manual_seed(seed), []
     with evaluating(model, gradients=True):
         for part in x.split(batch_size):
-            batch = to_float(part, binarisation)
+            batch = to_float(part, binarisation).to(model.new_latents(0))
             parts.append(best_gaussian(model, batch, model.posterior(batch), how, samples, generator))
             if progress: progress(len(part))
     first, *columns = zip(*parts)
