@@ -429,7 +429,8 @@ def _anneal_batch(model: VAE, x: Tensor, q0: Posterior|None, index: Tensor, conf
             q0, gain = several_starts(model, x, neighbours)
         elif q0 is None: q0 = STARTS[config.start](model, x)
         bridge = Bridge(model, x, q0, index.tolist(), config.seed)
-        return _forward(bridge, _adapt(bridge, config), config)._replace(gain=gain.double().cpu())
+        r, gain = _forward(bridge, _adapt(bridge, config), config), gain.double().cpu()
+        return r._replace(gain=torch.where(r.log_px.isfinite(), gain, math.nan))
     def of_part(i: Tensor) -> LogLikelihood:
         return estimate(x[i], q0 and _part(q0, i, x), index[i])
     return LogLikelihood(*each_alone(of_part, torch.arange(len(x))))

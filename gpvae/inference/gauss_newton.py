@@ -31,7 +31,7 @@ def _jacobian(decoder: Callable, z: Float[Tensor, "B Z"]
 def local_curvature(log_joint: LogJoint, z: Float[Tensor, "B Z"]
                    ) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z Z"]]:
     "Gradient of the log joint at one z of each image, and its curvature."
-    model, eye = log_joint.model, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+    model = log_joint.model
     eta, J = _jacobian(model.decoder, z)
     score = model.likelihood.score(eta, log_joint.x.flatten(1))
     curved = J * model.likelihood.curvature(eta)[:, None]

@@ -212,7 +212,8 @@ def evaluate_run(config: RunConfig, splits: Splits, place: Workplace) -> None:
                 iwae_error=scores.standard_error(), ess=scores.ess.mean().item(),
                 width=width, iwae_widened=scores.iwae.mean().item() + gain)
     row |= describe_mixture(model, x, binarisation) | {"peak_mb": peak_mb(place.device)}
-    tensors = {name: value.float() for name, value in (scores._asdict() | {"iwae_widened": widened}).items()}
+    per_image = {"elbo": scores.elbo, "iwae": scores.iwae, "ess": scores.ess, "iwae_widened": widened}
+    tensors = {name: value.float() for name, value in per_image.items()}
     tensors |= measure_uncertainty(model, x, binarisation) | draw_pictures(model, x, binarisation)
     modes = [{"run": config.id} | mode for mode in evaluate_modes(model, x, binarisation, k)]
     write_tensors(folder / "per_image.safetensors", tensors, {"run": config.id})
