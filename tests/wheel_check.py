@@ -4,6 +4,7 @@ dependencies only, where it trains and evaluates."""
 import ast
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -31,7 +32,9 @@ print("imports without the tools:", *names)
 """
 
 def sh(*command, **kw):
-    return subprocess.run([str(c) for c in command], check=True, stdin=subprocess.DEVNULL, **kw)
+    "Run a command that finds no package but those of its environment."
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run([str(c) for c in command], check=True, stdin=subprocess.DEVNULL, env=env, **kw)
 
 def build(work):
     "A wheel from a copy of what belongs in it, so that nothing an earlier build left behind comes along."
