@@ -100,7 +100,7 @@ MUTANTS = [
            'torch.exp(2 * self.log_sum - self.log_square)', 'torch.exp(self.log_sum - self.log_square)'),
     Mutant('log q added', 'vae:log_weights', 'oracles::test_exact_diagonal_posterior_has_constant_weights',
            'torch.cat(log_joint) - log_qz_x', 'torch.cat(log_joint) + log_qz_x'),
-    Mutant('no prior in the curvature', 'inference/gauss_newton:_local',
+    Mutant('no prior in the curvature', 'inference/gauss_newton:local_curvature',
            'gauss_newton::test_exact_on_a_linear_gaussian_model', 'prior.precision(z) + curved @ J.mT',
            'curved @ J.mT'),
     Mutant('momentum against the gradient', 'evaluation/ais:leapfrog',
