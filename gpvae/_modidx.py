@@ -630,7 +630,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'gpvae.judge.latent_summary': ('judge.html#latent_summary', 'gpvae/judge.py'),
                              'gpvae.judge.measure_split': ('judge.html#measure_split', 'gpvae/judge.py'),
                              'gpvae.judge.mutual_information': ('judge.html#mutual_information', 'gpvae/judge.py'),
-                             'gpvae.judge.probe': ('judge.html#probe', 'gpvae/judge.py'),
                              'gpvae.judge.ranking': ('judge.html#ranking', 'gpvae/judge.py'),
                              'gpvae.judge.step_gain': ('judge.html#step_gain', 'gpvae/judge.py'),
                              'gpvae.judge.summarise': ('judge.html#summarise', 'gpvae/judge.py'),

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVE', 'INFORMATION', 'STYLE', 'latent_summary', 'mutual_information', 'step_gain', 'width_gain', 'Effort',
-           'KeptParts', 'probe', 'measure_split', 'gap_columns', 'summarise', 'ranking', 'find_faults', 'Report',
-           'judge']
+           'KeptParts', 'measure_split', 'gap_columns', 'summarise', 'ranking', 'find_faults', 'Report', 'judge']
 
 # %% ../nbs/77_judge.ipynb #871b994a
 import base64
@@ -28,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 from .checks import InputError, check_kinds, require
 from .encoders.natural_step import with_natural_step
+from .evaluation.ais import probe
 from .evaluation.gap import measure_gaps
 from .evaluation.iwae import evaluate
 from .evaluation.likelihood import log_likelihood
@@ -151,14 +151,6 @@ class KeptParts:
         begin = time.perf_counter()
         arrays = {key: np.asarray(value) for key, value in measure().items()}
         return arrays | {f"seconds_{name}": np.asarray(time.perf_counter() - begin)}
-
-# %% ../nbs/77_judge.ipynb #2d3be0eb
-@torch.no_grad()
-def probe(model: VAE, x: Tensor) -> list[float]: # to six digits
-    "log p(x, z) at fixed latents: what a state dict does not tell of a model."
-    z = torch.linspace(-1, 1, 2 * model.z_dim).reshape(2, 1, -1).to(model.new_latents(0))
-    with evaluating(model): values = model.log_joint(x, z.expand(-1, len(x), -1))
-    return [float(f"{v:.6g}") for v in values.flatten().tolist()]
 
 # %% ../nbs/77_judge.ipynb #a4c286e9
 def measure_split(model: VAE, x: Tensor, effort: Effort, binarisation: str, seed: int,
